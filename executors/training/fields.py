@@ -1,0 +1,28 @@
+"""Write the field names of TRL's config classes and vLLM's engine arguments to the tables that the spec checks against."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+TABLES = Path(__file__).parents[2] / "mloc_dagster" / "spec" / "tables"
+CONFIG_CLASSES = ("SFTConfig", "RewardConfig", "DPOConfig", "GRPOConfig")
+
+
+def trl_fields() -> dict[str, object]:
+    """Return the field names of each config class of the installed TRL."""
+    import trl
+
+    fields = {name: sorted(field.name for field in dataclasses.fields(getattr(trl, name))) for name in CONFIG_CLASSES}
+    return {"trl": version("trl"), "fields": fields}
+
+
+def main() -> None:
+    """Write the table."""
+    (TABLES / "trl.json").write_text(json.dumps(trl_fields(), indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

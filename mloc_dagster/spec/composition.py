@@ -1,0 +1,171 @@
+"""Stages of a document: their order, what each depends on, and the merge over the base."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.faults import Fault, listing, nearest, shown
+from mloc_dagster.spec.tree import Mapping, Origin, Sequence
+
+_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,79}$")
+_DEPENDS = ("dependsOn", "dependencies", "depends_on")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A stage as written: its own keys, not yet merged over the base."""
+
+    name: str
+    depends_on: tuple[str, ...]
+    keys: Mapping
+    origin: Origin
+    depends_origins: tuple[Origin, ...] = ()
+
+
+def drafts(spec: Mapping, here: Origin, faults: list[Fault]) -> list[Draft]:
+    """Take `stages` or `graph` out of `spec` and return the stages; a file without them has one, called after no one."""
+    if "stages" in spec and "graph" in spec:
+        place = spec.origins["graph"]
+        faults.append(Fault(*place.key, place.text, "cannot stand beside stages", "", "keep stages, or graph.nodes"))
+    if "stages" in spec:
+        value, origin = spec.take("stages")
+        spec.pop("graph", None)
+        return _list(value, origin, True, faults)
+    if "graph" in spec:
+        value, origin = spec.take("graph")
+        nodes = value.get("nodes") if isinstance(value, Mapping) else None
+        for key in value if isinstance(value, Mapping) else ():
+            if key != "nodes":
+                place = value.origins[key]
+                faults.append(Fault(*place.key, place.text, "is not a key of graph", shown(value[key], 40), "did you mean nodes?"))
+        return _list(nodes, value.origins["nodes"] if isinstance(value, Mapping) and "nodes" in value else origin, False, faults)
+    return [Draft("", (), Mapping(), here)]
+
+
+def check_order(stages: list[Draft], faults: list[Fault]) -> None:
+    """Add a fault for each unknown, own or circular dependency and each name that is given twice."""
+    seen: dict[str, Draft] = {}
+    for stage in stages:
+        if stage.name in seen:
+            first = seen[stage.name].origin.key[0]
+            faults.append(Fault(*stage.origin.key, stage.origin.text, "two stages have the same name", shown(stage.name), f"rename it; the first is on line {first}"))
+        seen.setdefault(stage.name, stage)
+    for stage in stages:
+        for name, origin in zip(stage.depends_on, stage.depends_origins, strict=False):
+            if name == stage.name:
+                faults.append(Fault(*origin.value, origin.text, "a stage cannot depend on itself", shown(name), "remove it"))
+            elif name not in seen:
+                guess = nearest(name, list(seen))
+                way_out = f"did you mean {guess}?" if guess else f"stages here: {listing(list(seen))}"
+                faults.append(Fault(*origin.value, origin.text, "names no stage of this file", shown(name), way_out))
+    for stage in stages:
+        circle = _circle(stage.name, seen)
+        if circle and stage.name == min(circle, key=list(seen).index):
+            way = " → ".join([*circle, circle[0]])
+            faults.append(Fault(*stage.origin.key, stage.origin.text, "the stages wait for each other in a circle", way, "remove one of these dependencies"))
+
+
+def in_order(stages: list[Draft]) -> list[Draft]:
+    """Return the stages so that each comes after what it depends on, else as written."""
+    done: dict[str, Draft] = {}
+    waiting = list(stages)
+    while waiting:
+        ready = next((stage for stage in waiting if all(name in done for name in stage.depends_on)), waiting[0])
+        waiting.remove(ready)
+        done[ready.name] = ready
+    return list(done.values())
+
+
+def _circle(start: str, stages: dict[str, Draft]) -> list[str] | None:
+    trail: list[tuple[str, list[str]]] = [(start, [start])]
+    seen: set[str] = set()
+    while trail:
+        name, path = trail.pop()
+        for parent in stages[name].depends_on if name in stages else ():
+            if parent == start and len(path) > 1:
+                return path
+            if parent in stages and parent not in seen and parent != name:
+                seen.add(parent)
+                trail.append((parent, [*path, parent]))
+    return None
+
+
+def _list(value: Json, origin: Origin, chained: bool, faults: list[Fault]) -> list[Draft]:
+    if not isinstance(value, Sequence) or not value:
+        faults.append(Fault(*origin.value, origin.text, "must be a list of stages", shown(value), "write one `- name: …` a stage"))
+        return []
+    found: list[Draft] = []
+    for index, item in enumerate(value):
+        place = value.origins[index]
+        if not isinstance(item, Mapping):
+            faults.append(Fault(*place.value, place.text, "must be a map", shown(item), "write `- name: …` with the stage's keys below"))
+            continue
+        previous = found[-1].name if chained and found else None
+        found.append(_draft(item, place, index, previous, faults))
+    return found
+
+
+def _draft(item: Mapping, place: Origin, index: int, previous: str | None, faults: list[Fault]) -> Draft:
+    item = item.copy()
+    name = _name(item, place, index, faults)
+    given = list(_depends(item, faults))
+    explicit = any(key in item for key in _DEPENDS)
+    for key in _DEPENDS:
+        if key in item:
+            item.take(key)
+    keys = _keys(item, faults)
+    if explicit:
+        return Draft(name, tuple(text for text, _ in given), keys, place, tuple(origin for _, origin in given))
+    return Draft(name, (previous,) if previous else (), keys, place, (place,))
+
+
+def _name(item: Mapping, place: Origin, index: int, faults: list[Fault]) -> str:
+    for key in ("name", "id"):
+        if key in item:
+            value, origin = item.take(key)
+            if key == "name" and "id" in item and item["id"] != value:
+                other = item.take("id")[1]
+                faults.append(Fault(*other.key, other.text, "means the same as name", "", "keep one of them"))
+            item.pop("id", None)
+            if not isinstance(value, (str, int)) or not _NAME.match(str(value)):
+                faults.append(Fault(*origin.value, origin.text, "is not a stage name", shown(value), "write letters, digits, - and _, a letter first"))
+            return str(value)
+    faults.append(Fault(*place.key, f"{place.text}.name", "is missing", "", "give the stage a name"))
+    return f"stage_{index}"
+
+
+def _depends(item: Mapping, faults: list[Fault]) -> Iterator[tuple[str, Origin]]:
+    for key in _DEPENDS:
+        if key not in item:
+            continue
+        value, origin = item[key], item.origins[key]
+        if isinstance(value, Sequence):
+            for index, entry in enumerate(value):
+                if isinstance(entry, str):
+                    yield entry, value.origins[index]
+                else:
+                    faults.append(Fault(*value.origins[index].value, value.origins[index].text, "must be a stage's name", shown(entry), "write the name"))
+        elif isinstance(value, str):
+            yield value, origin
+        elif value is not None:
+            faults.append(Fault(*origin.value, origin.text, "must be a list of stage names", shown(value), "write [a, b]"))
+
+
+def _keys(item: Mapping, faults: list[Fault]) -> Mapping:
+    if "spec" not in item:
+        return item
+    inner, origin = item.take("spec")
+    if inner is None:
+        return item
+    if not isinstance(inner, Mapping):
+        faults.append(Fault(*origin.value, origin.text, "must be a map", shown(inner), "write the stage's keys below spec:"))
+        return item
+    for key, value in inner.items():
+        if key in item:
+            place = inner.origins[key]
+            faults.append(Fault(*place.key, place.text, "is also given beside the stage's name", shown(value, 40), "keep one of them"))
+        item.put(key, value, inner.origins[key])
+    return item
