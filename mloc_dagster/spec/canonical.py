@@ -7,10 +7,13 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any, Union, get_args, get_origin
 
-from mloc_dagster.spec.base import Also, Section
-from mloc_dagster.spec.faults import Fault, nearest, shown
+from mloc_dagster.spec.base import Also, Json, Section
+from mloc_dagster.spec.faults import MAX_FAULTS, Fault, nearest, shown
 from mloc_dagster.spec.stage import StageSpec
-from mloc_dagster.spec.tree import Mapping, Sequence, path_text
+from mloc_dagster.spec.tree import Mapping, Sequence, WrittenFloat, WrittenInt, path_text
+
+_NUMBERS = frozenset({int, float})
+_NOT_TEXT = frozenset({int, float, bool, Any})
 
 
 @cache
@@ -33,7 +36,7 @@ def canonicalise(tree: Mapping, section: type[Section], faults: list[Fault]) -> 
         origin = tree.origins[key]
         name = names.get(key)
         if name is None and not open_ended:
-            faults.append(_unknown(key, value, section, names, tree))
+            faults.append(_unknown(key, value, section, names, tree, faults))
             continue
         name = name or key
         if name in result:
@@ -41,14 +44,31 @@ def canonicalise(tree: Mapping, section: type[Section], faults: list[Fault]) -> 
             what = f"means the same as {other.path[-1]} on line {other.key[0]}"
             faults.append(Fault(*origin.key, origin.text, what, shown(value), "keep one of them"))
             continue
-        if value is None and name in section.model_fields and section.model_fields[name].annotation is not Any:
-            continue
         field = section.model_fields.get(name)
+        if field and isinstance(value, bool) and _takes(field.annotation) <= _NUMBERS:
+            way_out = "write a number such as 8"
+            faults.append(Fault(*origin.value, origin.text, "must be a number", shown(value), way_out))
+            continue
         result.put(name, _inner(value, field.annotation, faults) if field else value, origin)
     return result
 
 
-def _inner(value: object, annotation: object, faults: list[Fault]) -> object:
+def drop_nulls(tree: Mapping, section: type[Section]) -> Mapping:
+    """Return a canonical tree without the keys that are null, which stand for the default."""
+    result = Mapping()
+    for key, value in tree.items():
+        field = section.model_fields.get(key)
+        if value is None and field and field.annotation is not Any:
+            continue
+        inner = _shape(field.annotation).get("one") if field else None
+        kept = drop_nulls(value, inner) if inner and isinstance(value, Mapping) else value
+        result.put(key, kept, tree.origins[key])
+    return result
+
+
+def _inner(value: Json, annotation: object, faults: list[Fault]) -> Json:
+    if isinstance(value, (WrittenInt, WrittenFloat)) and str in (kinds := _takes(annotation)) and not kinds & _NOT_TEXT:
+        return value.text
     shape = _shape(annotation)
     if isinstance(value, Mapping):
         if section := shape.get("one"):
@@ -56,15 +76,38 @@ def _inner(value: object, annotation: object, faults: list[Fault]) -> object:
         if section := shape.get("values"):
             twin = Mapping()
             for key, item in value.items():
-                inner = canonicalise(item, section, faults) if isinstance(item, Mapping) else item
+                inner = drop_nulls(canonicalise(item, section, faults), section) if isinstance(item, Mapping) else item
                 twin.put(key, inner, value.origins[key])
             return twin
+        if _holds_text(annotation, dict):
+            twin = Mapping()
+            for key, item in value.items():
+                twin.put(key, _inner(item, str, faults), value.origins[key])
+            return twin
     if isinstance(value, Sequence) and (section := shape.get("items")):
-        twin = Sequence()
-        twin.origins = list(value.origins)
-        twin.extend(canonicalise(item, section, faults) if isinstance(item, Mapping) else item for item in value)
-        return twin
+        items = Sequence()
+        items.origins = list(value.origins)
+        items.extend(drop_nulls(canonicalise(i, section, faults), section) if isinstance(i, Mapping) else i for i in value)
+        return items
+    if isinstance(value, Sequence) and _holds_text(annotation, list):
+        items = Sequence()
+        items.origins = list(value.origins)
+        items.extend(_inner(item, str, faults) for item in value)
+        return items
     return value
+
+
+@cache
+def _takes(annotation: object) -> frozenset[object]:
+    """The plain types that a value of this type may have; a list or map counts as its origin."""
+    return frozenset(get_origin(option) or option for option in _options(annotation)) - {type(None)}
+
+
+@cache
+def _holds_text(annotation: object, holder: type) -> bool:
+    """Whether it is a list of text, or a map to text."""
+    inner = [get_args(option)[-1] for option in _options(annotation) if get_origin(option) is holder]
+    return inner == [str]
 
 
 @cache
@@ -92,9 +135,9 @@ def _options(annotation: object) -> Iterator[object]:
         yield annotation
 
 
-def _unknown(key: str, value: object, section: type[Section], names: dict[str, str], tree: Mapping) -> Fault:
+def _unknown(key: str, value: object, section: type[Section], names: dict[str, str], tree: Mapping, faults: list[Fault]) -> Fault:
     origin = tree.origins[key]
-    guess = nearest(key, sorted(set(names)))
+    guess = nearest(key, sorted(set(names))) if len(faults) < MAX_FAULTS else None
     home = None if guess else _elsewhere(key, section)
     if guess:
         way_out = f"did you mean {guess}?"

@@ -29,14 +29,18 @@ def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
     if not isinstance(value, str):
         return
     if value in task_types.PLANNED:
-        yield Fault(*origin.value, origin.text, "this task type is not there yet", shown(value), f"there are {listing(kinds)}")
+        yield Fault(
+            *origin.value, origin.text, "this task type is not there yet", shown(value), f"there are {listing(kinds)}"
+        )
     elif value not in kinds:
         guess = nearest(value, kinds)
         way_out = f"did you mean {guess}?" if guess else f"write one of {listing(kinds)}"
         yield Fault(*origin.value, origin.text, "is not a task type", shown(value), way_out)
 
 
-def references(trees: dict[str, Mapping], drafts: Sequence[Draft], requires: tuple[str, ...], spec: Mapping) -> Iterator[Fault]:
+def references(
+    trees: dict[str, Mapping], drafts: Sequence[Draft], requires: tuple[str, ...], spec: Mapping
+) -> Iterator[Fault]:
     """Faults of every `${...}`: malformed, unknown stage, not an ancestor, or not in an envelope."""
     parents = {draft.name: draft.depends_on for draft in drafts}
     for name, tree in trees.items():
@@ -51,7 +55,12 @@ def references(trees: dict[str, Mapping], drafts: Sequence[Draft], requires: tup
 
 
 def _reference(
-    body: str, origin: Origin, stage: str, ancestors: set[str], parents: dict[str, tuple[str, ...]], requires: tuple[str, ...]
+    body: str,
+    origin: Origin,
+    stage: str,
+    ancestors: set[str],
+    parents: dict[str, tuple[str, ...]],
+    requires: tuple[str, ...],
 ) -> Iterator[Fault]:
     try:
         reference = refs.parse(body)
@@ -65,7 +74,11 @@ def _reference(
         yield _not_an_ancestor(reference.head, origin, stage, parents, f"${{{body}}}")
     elif str(reference.path[0]) not in _ENVELOPE:
         guess = nearest(str(reference.path[0]), _ENVELOPE)
-        way_out = f"did you mean ${{{reference.head}.{guess}}}?" if guess else f"write ${{{reference.head}.result.{reference.path[0]}}}"
+        way_out = (
+            f"did you mean ${{{reference.head}.{guess}}}?"
+            if guess
+            else f"write ${{{reference.head}.result.{reference.path[0]}}}"
+        )
         yield Fault(*origin.value, origin.text, f"an envelope has no {reference.path[0]!s}", f"${{{body}}}", way_out)
 
 
@@ -77,7 +90,11 @@ def _not_an_ancestor(head: str, origin: Origin, stage: str, parents: dict[str, t
         return Fault(*origin.value, origin.text, f"{head} does not run before this stage", seen, way_out)
     guess = nearest(head, [name for name in parents if name])
     names = [name for name in parents if name and name != stage]
-    way_out = f"did you mean {guess}?" if guess else (f"stages here: {listing(names)}" if names else "name the task in spec.dependsOn")
+    way_out = (
+        f"did you mean {guess}?"
+        if guess
+        else (f"stages here: {listing(names)}" if names else "name the task in spec.dependsOn")
+    )
     return Fault(*origin.value, origin.text, f"there is no stage {head}", seen, way_out)
 
 
@@ -96,7 +113,11 @@ def _template_nodes(tree: Mapping) -> Iterator[tuple[str, Origin]]:
             yield expr.partition(".")[0], column.origins["expr"]
     sources = data.get("input_sources")
     for source in sources.values() if isinstance(sources, Mapping) else []:
-        if isinstance(source, Mapping) and isinstance(source.get("stage_output"), str) and "${" not in source["stage_output"]:
+        if (
+            isinstance(source, Mapping)
+            and isinstance(source.get("stage_output"), str)
+            and "${" not in source["stage_output"]
+        ):
             yield source["stage_output"].partition(".")[0], source.origins["stage_output"]
 
 
@@ -133,8 +154,15 @@ def stage(stage: Stage, tree: Mapping) -> Iterator[Fault]:
 
 def _needs(stage: Stage, tree: Mapping, kind: task_types.TaskType, here: Origin) -> Iterator[Fault]:
     spec = stage.spec
-    if kind.needs_model and spec.model.source is None and spec.checkpoint.load is None and not _deferred(stage, "model"):
-        yield Fault(*here.key, "spec.model.source", f"taskType {kind.name} needs a model", "", "add model.source.identifier")
+    if (
+        kind.needs_model
+        and spec.model.source is None
+        and spec.checkpoint.load is None
+        and not _deferred(stage, "model")
+    ):
+        yield Fault(
+            *here.key, "spec.model.source", f"taskType {kind.name} needs a model", "", "add model.source.identifier"
+        )
     if kind.needs_data and not _deferred(stage, "data") and not _has_data(stage, kind.trains):
         wanted = (
             "data.jsonl, data.dataset_name or data.prompts"
@@ -143,18 +171,34 @@ def _needs(stage: Stage, tree: Mapping, kind: task_types.TaskType, here: Origin)
         )
         yield Fault(*here.key, "spec.data", f"taskType {kind.name} needs data and none is given", "", f"add {wanted}")
     if kind.name == "evaluation" and spec.evaluation is None:
-        yield Fault(*here.key, "spec.evaluation", "is missing", "", "add evaluation.candidates: {name: ${stage.result.items}}")
+        yield Fault(
+            *here.key, "spec.evaluation", "is missing", "", "add evaluation.candidates: {name: ${stage.result.items}}"
+        )
     if spec.evaluation and spec.evaluation.baseline and spec.evaluation.baseline not in spec.evaluation.candidates:
         place = origin_at(tree, ("evaluation", "baseline")) or here
         names = list(spec.evaluation.candidates)
-        yield Fault(*place.value, place.text, "is not a candidate", shown(spec.evaluation.baseline), f"candidates: {listing(names)}")
+        yield Fault(
+            *place.value,
+            place.text,
+            "is not a candidate",
+            shown(spec.evaluation.baseline),
+            f"candidates: {listing(names)}",
+        )
     adapter = spec.model.adapter
     if kind.trains and adapter and adapter.type in {"qlora", "adalora"}:
         place = origin_at(tree, ("model", "adapter", "type")) or here
-        yield Fault(*place.value, place.text, f"adapter type {adapter.type} is not there yet", "", "write lora, or full to train all weights")
+        yield Fault(
+            *place.value,
+            place.text,
+            f"adapter type {adapter.type} is not there yet",
+            "",
+            "write lora, or full to train all weights",
+        )
     if kind.name == "lora_sft" and adapter and adapter.type == "full":
         place = origin_at(tree, ("model", "adapter", "type")) or here
-        yield Fault(*place.value, place.text, "lora_sft trains an adapter, full does not", "'full'", "write taskType: sft")
+        yield Fault(
+            *place.value, place.text, "lora_sft trains an adapter, full does not", "'full'", "write taskType: sft"
+        )
 
 
 def _deferred(stage: Stage, section: str) -> bool:
@@ -165,7 +209,16 @@ def _has_data(stage: Stage, trains: bool) -> bool:
     data, spec = stage.spec.data, stage.spec
     if trains:
         return any((data.jsonl, data.dataset_name, data.prompts, data.source, data.url))
-    prompts = (data.items, data.prompts, data.jsonl, data.url, data.template, data.task, data.input_sources, spec.inference.prompts)
+    prompts = (
+        data.items,
+        data.prompts,
+        data.jsonl,
+        data.url,
+        data.template,
+        data.task,
+        data.input_sources,
+        spec.inference.prompts,
+    )
     return any(value is not None for value in (*prompts, spec.query, spec.task))
 
 
@@ -190,23 +243,41 @@ def _data(stage: Stage, tree: Mapping) -> Iterator[Fault]:
         if place:
             what = f"has {len(data.metadata)} entries for {len(data.items)} items"
             yield Fault(*place.value, place.text, what, "", "give one entry an item, in the same order")
-    if data.jsonl and not any((data.jsonl.path, data.jsonl.url, data.jsonl.task_id)) and not _deferred(stage, "data.jsonl"):
+    if (
+        data.jsonl
+        and not any((data.jsonl.path, data.jsonl.url, data.jsonl.task_id))
+        and not _deferred(stage, "data.jsonl")
+    ):
         place = origin_at(tree, ("data", "jsonl"))
         if place:
             yield Fault(*place.key, place.text, "names no file", "", "add path, taskId or url")
     if data.source and data.source.type == "s3" and not data.source.bucket and "://" not in data.source.path:
         place = origin_at(tree, ("data", "source", "path"))
         if place:
-            yield Fault(*place.value, place.text, "an s3 source needs a bucket", shown(data.source.path), "add bucket, or write s3://bucket/key")
+            yield Fault(
+                *place.value,
+                place.text,
+                "an s3 source needs a bucket",
+                shown(data.source.path),
+                "add bucket, or write s3://bucket/key",
+            )
     rag = stage.spec.rag
     if rag.chunk_overlap >= rag.chunk_size and (place := origin_at(tree, ("rag", "chunk_overlap"))):
-        yield Fault(*place.value, place.text, f"must be smaller than chunk_size {rag.chunk_size}", str(rag.chunk_overlap), "write a smaller overlap")
+        yield Fault(
+            *place.value,
+            place.text,
+            f"must be smaller than chunk_size {rag.chunk_size}",
+            str(rag.chunk_overlap),
+            "write a smaller overlap",
+        )
 
 
 def _alternatives(stage: Stage, tree: Mapping) -> Iterator[Fault]:
     for index, adapter in enumerate(stage.spec.model.adapters):
         prefix = f"model.adapters.{index}."
-        if not any((adapter.path, adapter.task_id, adapter.url)) and not any(d.startswith(prefix) for d in stage.deferred):
+        if not any((adapter.path, adapter.task_id, adapter.url)) and not any(
+            d.startswith(prefix) for d in stage.deferred
+        ):
             place = origin_at(tree, ("model", "adapters", index))
             if place:
                 yield Fault(*place.value, place.text, "names no adapter", "", "add path, taskId or url")
@@ -225,10 +296,14 @@ def _destination(stage: Stage, tree: Mapping) -> Iterator[Fault]:
     needs = {"http": "url", "s3": "bucket", "huggingface": "repo_id"}
     key = needs.get(destination.type)
     if key and not getattr(destination, key) and not _deferred(stage, f"output.destination.{key}"):
-        yield Fault(*place.key, f"{place.text}.{key}", f"a {destination.type} destination needs {key}", "", f"add {key}: …")
+        yield Fault(
+            *place.key, f"{place.text}.{key}", f"a {destination.type} destination needs {key}", "", f"add {key}: …"
+        )
     if destination.path and ".." in destination.path.replace("\\", "/").split("/"):
         where = origin_at(tree, ("output", "destination", "path")) or place
-        yield Fault(*where.value, where.text, "must stay inside the results folder", shown(destination.path), "remove ..")
+        yield Fault(
+            *where.value, where.text, "must stay inside the results folder", shown(destination.path), "remove .."
+        )
 
 
 def _training(stage: Stage, tree: Mapping, kind: task_types.TaskType) -> Iterator[Fault]:
@@ -242,7 +317,13 @@ def _training(stage: Stage, tree: Mapping, kind: task_types.TaskType) -> Iterato
             origin = section.origins[key]
             guess = nearest(key, [*known, *type(stage.spec.training).model_fields])
             way_out = f"did you mean {guess}?" if guess else f"see the fields of TRL's {kind.config_class}"
-            yield Fault(*origin.key, origin.text, f"is neither ours nor a field of {kind.config_class}", shown(extra[key], 40), way_out)
+            yield Fault(
+                *origin.key,
+                origin.text,
+                f"is neither ours nor a field of {kind.config_class}",
+                shown(extra[key], 40),
+                way_out,
+            )
 
 
 def _exports(stage: Stage, tree: Mapping) -> Iterator[Fault]:
@@ -251,7 +332,13 @@ def _exports(stage: Stage, tree: Mapping) -> Iterator[Fault]:
         return
     place = origin_at(tree, ("postprocess", "jsonl_export", "path"))
     if place and (export.path.startswith("/") or ".." in export.path.split("/")):
-        yield Fault(*place.value, place.text, "must be a path inside the run folder", shown(export.path), "write a file name such as export.jsonl")
+        yield Fault(
+            *place.value,
+            place.text,
+            "must be a path inside the run folder",
+            shown(export.path),
+            "write a file name such as export.jsonl",
+        )
     names = list(export.fields)
     for index, field in enumerate(export.required_fields):
         where = origin_at(tree, ("postprocess", "jsonl_export", "required_fields", index))
@@ -274,7 +361,13 @@ def unused(stages: Sequence[Stage], trees: dict[str, Mapping]) -> Iterator[Fault
                 seen.setdefault(origin, set()).add(stage.spec.task_type)
     for origin, kinds in seen.items():
         if origin not in used:
-            yield Fault(*origin.key, origin.text, f"is not used by taskType {', '.join(sorted(kinds))}", "", "remove it, or check the taskType")
+            yield Fault(
+                *origin.key,
+                origin.text,
+                f"is not used by taskType {', '.join(sorted(kinds))}",
+                "",
+                "remove it, or check the taskType",
+            )
 
 
 def _leaves(tree: Mapping, prefix: str) -> Iterator[tuple[str, Origin]]:
@@ -286,14 +379,22 @@ def _leaves(tree: Mapping, prefix: str) -> Iterator[tuple[str, Origin]]:
             yield dotted, tree.origins[key]
 
 
-def notices(stages: Sequence[Stage], trees: dict[str, Mapping], workflow: WorkflowConfig, spec: Mapping) -> Iterator[Fault]:
+def notices(
+    stages: Sequence[Stage], trees: dict[str, Mapping], workflow: WorkflowConfig, spec: Mapping
+) -> Iterator[Fault]:
     """Warnings for keys that are read but do less than they say."""
     for stage in stages:
         tree = trees[stage.name]
         for path in _literal_secrets(tree, ()):
             origin = origin_at(tree, path)
             if origin:
-                yield Fault(*origin.value, origin.text, "looks like a secret written into the file", "", "write ${NAME} and export NAME where it runs")
+                yield Fault(
+                    *origin.value,
+                    origin.text,
+                    "looks like a secret written into the file",
+                    "",
+                    "write ${NAME} and export NAME where it runs",
+                )
     if workflow != WorkflowConfig():
         origin = Origin(("spec", "workflow_config"), (1, 1), (1, 1))
         yield Fault(*origin.key, origin.text, "is read but does not change the order or failure behaviour yet", "", "")
@@ -305,8 +406,17 @@ _SECRET = ("token", "password", "secret", "api_key", "apikey", "authorization")
 def _literal_secrets(value: Json, path: tuple[str | int, ...]) -> Iterator[tuple[str | int, ...]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
-            named = any(word in key.lower().replace("-", "_") for word in _SECRET) and not key.lower().endswith(("_tokens", "tokens"))
-            if named and isinstance(item, str) and item and not refs.has_reference(item) and key != "pad_token" and not key.endswith("_token_id"):
+            named = any(word in key.lower().replace("-", "_") for word in _SECRET) and not key.lower().endswith(
+                ("_tokens", "tokens")
+            )
+            if (
+                named
+                and isinstance(item, str)
+                and item
+                and not refs.has_reference(item)
+                and key != "pad_token"
+                and not key.endswith("_token_id")
+            ):
                 yield (*path, key)
             else:
                 yield from _literal_secrets(item, (*path, key))

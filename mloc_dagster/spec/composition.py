@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from mloc_dagster.spec.base import Json
@@ -36,12 +35,7 @@ def drafts(spec: Mapping, here: Origin, faults: list[Fault]) -> list[Draft]:
         return _list(value, origin, True, faults)
     if "graph" in spec:
         value, origin = spec.take("graph")
-        nodes = value.get("nodes") if isinstance(value, Mapping) else None
-        for key in value if isinstance(value, Mapping) else ():
-            if key != "nodes":
-                place = value.origins[key]
-                faults.append(Fault(*place.key, place.text, "is not a key of graph", shown(value[key], 40), "did you mean nodes?"))
-        return _list(nodes, value.origins["nodes"] if isinstance(value, Mapping) and "nodes" in value else origin, False, faults)
+        return _list(*_nodes(value, origin, faults), False, faults)
     return [Draft("", (), Mapping(), here)]
 
 
@@ -51,12 +45,22 @@ def check_order(stages: list[Draft], faults: list[Fault]) -> None:
     for stage in stages:
         if stage.name in seen:
             first = seen[stage.name].origin.key[0]
-            faults.append(Fault(*stage.origin.key, stage.origin.text, "two stages have the same name", shown(stage.name), f"rename it; the first is on line {first}"))
+            faults.append(
+                Fault(
+                    *stage.origin.key,
+                    stage.origin.text,
+                    "two stages have the same name",
+                    shown(stage.name),
+                    f"rename it; the first is on line {first}",
+                )
+            )
         seen.setdefault(stage.name, stage)
     for stage in stages:
         for name, origin in zip(stage.depends_on, stage.depends_origins, strict=False):
             if name == stage.name:
-                faults.append(Fault(*origin.value, origin.text, "a stage cannot depend on itself", shown(name), "remove it"))
+                faults.append(
+                    Fault(*origin.value, origin.text, "a stage cannot depend on itself", shown(name), "remove it")
+                )
             elif name not in seen:
                 guess = nearest(name, list(seen))
                 way_out = f"did you mean {guess}?" if guess else f"stages here: {listing(list(seen))}"
@@ -65,7 +69,15 @@ def check_order(stages: list[Draft], faults: list[Fault]) -> None:
         circle = _circle(stage.name, seen)
         if circle and stage.name == min(circle, key=list(seen).index):
             way = " → ".join([*circle, circle[0]])
-            faults.append(Fault(*stage.origin.key, stage.origin.text, "the stages wait for each other in a circle", way, "remove one of these dependencies"))
+            faults.append(
+                Fault(
+                    *stage.origin.key,
+                    stage.origin.text,
+                    "the stages wait for each other in a circle",
+                    way,
+                    "remove one of these dependencies",
+                )
+            )
 
 
 def in_order(stages: list[Draft]) -> list[Draft]:
@@ -93,15 +105,36 @@ def _circle(start: str, stages: dict[str, Draft]) -> list[str] | None:
     return None
 
 
+def _nodes(graph: Json, origin: Origin, faults: list[Fault]) -> tuple[Json, Origin]:
+    if not isinstance(graph, Mapping):
+        return graph, origin
+    for key in graph:
+        if key != "nodes":
+            place = graph.origins[key]
+            way_out = "did you mean nodes?" if nearest(key, ["nodes"]) else "graph holds nodes: and nothing else"
+            faults.append(Fault(*place.key, place.text, "is not a key of graph", shown(graph[key], 40), way_out))
+    return graph.get("nodes"), graph.origins.get("nodes", origin)
+
+
 def _list(value: Json, origin: Origin, chained: bool, faults: list[Fault]) -> list[Draft]:
     if not isinstance(value, Sequence) or not value:
-        faults.append(Fault(*origin.value, origin.text, "must be a list of stages", shown(value), "write one `- name: …` a stage"))
+        faults.append(
+            Fault(*origin.value, origin.text, "must be a list of stages", shown(value), "write one `- name: …` a stage")
+        )
         return []
     found: list[Draft] = []
     for index, item in enumerate(value):
         place = value.origins[index]
         if not isinstance(item, Mapping):
-            faults.append(Fault(*place.value, place.text, "must be a map", shown(item), "write `- name: …` with the stage's keys below"))
+            faults.append(
+                Fault(
+                    *place.value,
+                    place.text,
+                    "must be a map",
+                    shown(item),
+                    "write `- name: …` with the stage's keys below",
+                )
+            )
             continue
         previous = found[-1].name if chained and found else None
         found.append(_draft(item, place, index, previous, faults))
@@ -111,15 +144,37 @@ def _list(value: Json, origin: Origin, chained: bool, faults: list[Fault]) -> li
 def _draft(item: Mapping, place: Origin, index: int, previous: str | None, faults: list[Fault]) -> Draft:
     item = item.copy()
     name = _name(item, place, index, faults)
-    given = list(_depends(item, faults))
-    explicit = any(key in item for key in _DEPENDS)
-    for key in _DEPENDS:
-        if key in item:
-            item.take(key)
     keys = _keys(item, faults)
-    if explicit:
+    given = take_names(keys, "stage", faults)
+    if given is not None:
         return Draft(name, tuple(text for text, _ in given), keys, place, tuple(origin for _, origin in given))
-    return Draft(name, (previous,) if previous else (), keys, place, (place,))
+    return Draft(name, (previous,) if previous else (), keys, place)
+
+
+def take_names(keys: Mapping, of_what: str, faults: list[Fault]) -> list[tuple[str, Origin]] | None:
+    """Take `dependsOn` (or another spelling of it) out of `keys`: its names with their places, None when not given."""
+    written = [key for key in _DEPENDS if key in keys]
+    for key in written[1:]:
+        _, other = keys.take(key)
+        faults.append(Fault(*other.key, other.text, f"means the same as {written[0]}", "", "keep one of them"))
+    if not written:
+        return None
+    value, origin = keys.take(written[0])
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return [(value, origin)]
+    if not isinstance(value, Sequence):
+        what = f"must be a list of {of_what} names"
+        faults.append(Fault(*origin.value, origin.text, what, shown(value), "write [a, b]"))
+        return []
+    found: list[tuple[str, Origin]] = []
+    for entry, place in zip(value, value.origins, strict=True):
+        if isinstance(entry, (str, int)) and not isinstance(entry, bool):
+            found.append((getattr(entry, "text", str(entry)), place))
+        else:
+            faults.append(Fault(*place.value, place.text, f"must be a {of_what}'s name", shown(entry), "write the name"))
+    return found
 
 
 def _name(item: Mapping, place: Origin, index: int, faults: list[Fault]) -> str:
@@ -131,27 +186,18 @@ def _name(item: Mapping, place: Origin, index: int, faults: list[Fault]) -> str:
                 faults.append(Fault(*other.key, other.text, "means the same as name", "", "keep one of them"))
             item.pop("id", None)
             if not isinstance(value, (str, int)) or not _NAME.match(str(value)):
-                faults.append(Fault(*origin.value, origin.text, "is not a stage name", shown(value), "write letters, digits, - and _, a letter first"))
+                faults.append(
+                    Fault(
+                        *origin.value,
+                        origin.text,
+                        "is not a stage name",
+                        shown(value),
+                        "write letters, digits, - and _, a letter first",
+                    )
+                )
             return str(value)
     faults.append(Fault(*place.key, f"{place.text}.name", "is missing", "", "give the stage a name"))
     return f"stage_{index}"
-
-
-def _depends(item: Mapping, faults: list[Fault]) -> Iterator[tuple[str, Origin]]:
-    for key in _DEPENDS:
-        if key not in item:
-            continue
-        value, origin = item[key], item.origins[key]
-        if isinstance(value, Sequence):
-            for index, entry in enumerate(value):
-                if isinstance(entry, str):
-                    yield entry, value.origins[index]
-                else:
-                    faults.append(Fault(*value.origins[index].value, value.origins[index].text, "must be a stage's name", shown(entry), "write the name"))
-        elif isinstance(value, str):
-            yield value, origin
-        elif value is not None:
-            faults.append(Fault(*origin.value, origin.text, "must be a list of stage names", shown(value), "write [a, b]"))
 
 
 def _keys(item: Mapping, faults: list[Fault]) -> Mapping:
@@ -161,11 +207,21 @@ def _keys(item: Mapping, faults: list[Fault]) -> Mapping:
     if inner is None:
         return item
     if not isinstance(inner, Mapping):
-        faults.append(Fault(*origin.value, origin.text, "must be a map", shown(inner), "write the stage's keys below spec:"))
+        faults.append(
+            Fault(*origin.value, origin.text, "must be a map", shown(inner), "write the stage's keys below spec:")
+        )
         return item
     for key, value in inner.items():
         if key in item:
             place = inner.origins[key]
-            faults.append(Fault(*place.key, place.text, "is also given beside the stage's name", shown(value, 40), "keep one of them"))
+            faults.append(
+                Fault(
+                    *place.key,
+                    place.text,
+                    "is also given beside the stage's name",
+                    shown(value, 40),
+                    "keep one of them",
+                )
+            )
         item.put(key, value, inner.origins[key])
     return item

@@ -16,7 +16,15 @@ API_VERSION = "mloc/v1"
 TOP_KEYS = ("apiVersion", "kind", "metadata", "spec")
 TASK_KEYS = ("stages", "graph", "workflow_config")
 DIALECT_KEYS = (
-    "hyperparameters", "dataset", "rag_indexing", "rag_inference", "retrieval", "qdrant", "configName", "config_name", "agent_inference"
+    "hyperparameters",
+    "dataset",
+    "rag_indexing",
+    "rag_inference",
+    "retrieval",
+    "qdrant",
+    "configName",
+    "config_name",
+    "agent_inference",
 )
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -44,7 +52,11 @@ def split(tree: Mapping, faults: list[Fault]) -> tuple[Mapping, Mapping, Origin]
         way_out = "add spec: with a taskType, or write taskType at the top level"
         guess = next((key for key in tree if key not in TOP_KEYS and nearest(key, ["spec"])), None)
         at = tree.origins[guess].key if guess else start.key
-        faults.append(Fault(*at, "spec", "is missing", guess or "", f"did you mean spec instead of {guess}?" if guess else way_out))
+        faults.append(
+            Fault(
+                *at, "spec", "is missing", guess or "", f"did you mean spec instead of {guess}?" if guess else way_out
+            )
+        )
         return metadata, Mapping(), start
     spec = Mapping()
     for key, value in tree.items():
@@ -62,10 +74,20 @@ def _version(tree: Mapping, faults: list[Fault], start: Origin) -> None:
             faults.append(Fault(*at, "apiVersion", "is missing", guess or "", f"write apiVersion: {API_VERSION}"))
     elif tree["apiVersion"] != API_VERSION:
         place = tree.origins["apiVersion"]
-        faults.append(Fault(*place.value, "apiVersion", "is not a version that this release reads", shown(tree["apiVersion"]), f"write {API_VERSION}"))
+        faults.append(
+            Fault(
+                *place.value,
+                "apiVersion",
+                "is not a version that this release reads",
+                shown(tree["apiVersion"]),
+                f"write {API_VERSION}",
+            )
+        )
     if "kind" in tree and not isinstance(tree["kind"], str):
         place = tree.origins["kind"]
-        faults.append(Fault(*place.value, "kind", "must be text", shown(tree["kind"]), "write a label such as InferenceTask"))
+        faults.append(
+            Fault(*place.value, "kind", "must be text", shown(tree["kind"]), "write a label such as InferenceTask")
+        )
 
 
 def _is_short_form(tree: Mapping) -> bool:
@@ -78,7 +100,9 @@ def _map_at(tree: Mapping, key: str, faults: list[Fault]) -> Mapping:
         return value
     if value is not None:
         place = tree.origins[key]
-        faults.append(Fault(*place.value, key, "must be a map", shown(value), "write a map: key: value lines, indented"))
+        faults.append(
+            Fault(*place.value, key, "must be a map", shown(value), "write a map: key: value lines, indented")
+        )
     elif key == "spec" and key in tree:
         place = tree.origins[key]
         faults.append(Fault(*place.key, key, "is empty", "", "add a taskType"))

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 
+_LONGEST_WORD = 100
+MAX_FAULTS = 200
+"""So many faults of one file are told; the rest is counted."""
+
 
 @dataclass(frozen=True, order=True)
 class Fault:
@@ -38,18 +42,25 @@ class SpecError(Exception):
     """A task file that cannot be used; `faults` holds every reason, in the order of the file."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        self.faults = tuple(sorted(set(faults)))
+        told = sorted(set(faults))
+        if len(told) > MAX_FAULTS:
+            more, last = len(told) - MAX_FAULTS, told[MAX_FAULTS]
+            rest = Fault(last.line, last.column, "", f"and {more} more faults from here on", file=last.file)
+            told = [*told[:MAX_FAULTS], rest]
+        self.faults = tuple(told)
         super().__init__("\n".join(str(fault) for fault in self.faults))
 
 
 def shown(value: object, limit: int = 80) -> str:
     """Return a value as a short text for a message."""
-    text = repr(value)
+    text = repr(value[:limit] if isinstance(value, (str, list)) and len(value) > limit else value)
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
 def nearest(word: str, choices: Sequence[str]) -> str | None:
     """Return the choice that `word` most likely meant, or None."""
+    if len(word) > _LONGEST_WORD:
+        return None
     folded = {choice.lower().replace("_", ""): choice for choice in choices}
     exact = folded.get(word.lower().replace("_", "").replace("-", ""))
     return exact or next(iter(get_close_matches(word, choices, n=1, cutoff=0.6)), None)

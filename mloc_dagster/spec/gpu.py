@@ -9,8 +9,23 @@ _ANY = {"any", "auto", "*", ""}
 _VENDORS = {"nvidia", "amd", "intel", "tesla", "geforce", "instinct", "radeon", "quadro"}
 _FORM_FACTORS = {"sxm", "sxm2", "sxm3", "sxm4", "sxm5", "sxm6", "pcie", "nvl", "oam", "hgx", "dgx", "gpu"}
 _DEFAULT_MEMORY_GIB = {
-    "t4": 16, "p100": 16, "l4": 24, "a10": 24, "a10g": 24, "a30": 24, "a40": 48, "l40": 48, "l40s": 48,
-    "rtx3090": 24, "rtx4090": 24, "rtx5090": 32, "h100": 80, "h200": 141, "b200": 192, "mi250": 128, "mi300x": 192,
+    "t4": 16,
+    "p100": 16,
+    "l4": 24,
+    "a10": 24,
+    "a10g": 24,
+    "a30": 24,
+    "a40": 48,
+    "l40": 48,
+    "l40s": 48,
+    "rtx3090": 24,
+    "rtx4090": 24,
+    "rtx5090": 32,
+    "h100": 80,
+    "h200": 141,
+    "b200": 192,
+    "mi250": 128,
+    "mi300x": 192,
 }
 """Memory in GiB of devices that come in one size (vendor data sheets)."""
 

@@ -28,14 +28,20 @@ def load_file(path: Path | str) -> TaskFile:
             content = file.read(MAX_BYTES + 1)
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SpecError([Fault(1, 1, "", "the file is not UTF-8 text", str(error)[:80], "save it as UTF-8", str(path))]) from None
+        raise SpecError(
+            [Fault(1, 1, "", "the file is not UTF-8 text", str(error)[:80], "save it as UTF-8", str(path))]
+        ) from None
     except OSError as error:
         way_out = "check the path" if isinstance(error, FileNotFoundError) else "check the permissions"
-        raise SpecError([Fault(0, 0, "", "the file cannot be read", error.strerror or "", way_out, str(path))]) from None
+        raise SpecError(
+            [Fault(0, 0, "", "the file cannot be read", error.strerror or "", way_out, str(path))]
+        ) from None
     return load_text(text, file=str(path), name=path.stem, base=path.resolve().parent, path=path)
 
 
-def load_text(text: str, *, file: str = "<text>", name: str = "task", base: Path | None = None, path: Path | None = None) -> TaskFile:
+def load_text(
+    text: str, *, file: str = "<text>", name: str = "task", base: Path | None = None, path: Path | None = None
+) -> TaskFile:
     """Load a task file from its text.
 
     `name` is the task's name when the file gives none; `base` is the folder that relative paths start from, unless the
@@ -67,7 +73,9 @@ class _Loader:
 
     def load(self, tree: Mapping, name: str) -> TaskFile | None:
         raw_metadata, spec, here = document.split(tree, self.faults)
-        metadata, _, faults = validate(canonicalise(raw_metadata, document.Metadata, self.faults), document.Metadata, here)
+        metadata, _, faults = validate(
+            canonicalise(raw_metadata, document.Metadata, self.faults), document.Metadata, here
+        )
         self.faults.extend(faults)
         spec = spec.copy()
         workflow = self._workflow(spec, here)
@@ -75,7 +83,9 @@ class _Loader:
         requires = self._requires(spec)
         composition.check_order(drafts, self.faults)
         single = len(drafts) == 1 and not drafts[0].name
-        task_name = (metadata.name if metadata else None) or re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "task"
+        task_name = (
+            (metadata.name if metadata else None) or re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "task"
+        )
         annotations = raw_metadata.get("annotations")
         merged = [(draft, self._merge(spec, draft, annotations)) for draft in composition.in_order(drafts)]
         stages = [self._stage(draft, keys, single) for draft, keys in merged]
@@ -110,7 +120,9 @@ class _Loader:
         if value is None:
             return WorkflowConfig()
         if not isinstance(value, Mapping):
-            self.faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), "write a map: key: value lines"))
+            self.faults.append(
+                Fault(*origin.value, origin.text, "must be a map", shown(value), "write a map: key: value lines")
+            )
             return WorkflowConfig()
         workflow, _, faults = validate(canonicalise(value, WorkflowConfig, self.faults), WorkflowConfig, origin)
         self.faults.extend(faults)
@@ -124,7 +136,11 @@ class _Loader:
                 if isinstance(names, list) and all(isinstance(name, str) for name in names):
                     return tuple(names)
                 if value is not None:
-                    self.faults.append(Fault(*origin.value, origin.text, "must be a list of task names", shown(value), "write [task-a]"))
+                    self.faults.append(
+                        Fault(
+                            *origin.value, origin.text, "must be a list of task names", shown(value), "write [task-a]"
+                        )
+                    )
         return ()
 
     def _merge(self, spec: Mapping, draft: Draft, annotations: object) -> Mapping:
@@ -149,7 +165,14 @@ class _Loader:
         raw = plain(tree)
         make_absolute(raw, self.base)
         name = self._single_name(tree) if single else draft.name
-        return Stage(name, draft.depends_on, StageSpec.model_validate(_without(raw, deferred)), raw, deferred, draft.origin.key[0])
+        return Stage(
+            name,
+            draft.depends_on,
+            StageSpec.model_validate(_without(raw, deferred)),
+            raw,
+            deferred,
+            draft.origin.key[0],
+        )
 
     @staticmethod
     def _single_name(tree: Mapping) -> str:

@@ -7,17 +7,18 @@ import re
 
 _NUMBER = re.compile(r"^\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z]*)\s*$")
 _POWER = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_CPU_WAY_OUT = "write cores as 8, \"8\", 0.5 or 500m"
+_MOST_MEMORY = 1 << 60
+_MOST_CORES = 1 << 20
+_CPU_WAY_OUT = 'write cores as 8, "8", 0.5 or 500m'
 _MEMORY_WAY_OUT = "write 64Gi, 32GiB, 1.5Gi, 512Mi or a number of bytes"
 
 
 def parse_cpu(value: object) -> float:
     """Return CPU cores for `8`, `"8"`, `0.5` or `500m`; raises ValueError otherwise."""
     number, unit = _split(value, _CPU_WAY_OUT)
-    if unit == "":
-        return number
-    if unit == "m":
-        return number / 1000
+    cores = {"": number, "m": number / 1000}.get(unit)
+    if cores is not None and cores <= _MOST_CORES:
+        return cores
     raise ValueError(f"{value!r} is not a number of CPU cores; {_CPU_WAY_OUT}")
 
 
@@ -30,7 +31,10 @@ def parse_memory(value: object) -> int:
     bare = unit.lower().removesuffix("b").removesuffix("i")
     if bare not in _POWER or (unit == "m"):
         raise ValueError(f"{value!r} is not an amount of memory; {_MEMORY_WAY_OUT}")
-    return int(number * 1024 ** _POWER[bare])
+    size = number * 1024.0 ** _POWER[bare]
+    if size >= _MOST_MEMORY:
+        raise ValueError(f"{value!r} is more memory than any machine has; {_MEMORY_WAY_OUT}")
+    return int(size)
 
 
 def format_bytes(count: float) -> str:
@@ -46,6 +50,8 @@ def format_bytes(count: float) -> str:
 def _split(value: object, way_out: str) -> tuple[float, str]:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         raise ValueError(f"{value!r} is not a quantity; {way_out}")
+    if isinstance(value, int) and abs(value) > _MOST_MEMORY:
+        raise ValueError(f"{value!r:.40} is not a quantity; {way_out}")
     if isinstance(value, (int, float)):
         number, unit = float(value), ""
     else:

@@ -105,9 +105,7 @@ def _resolve_mapping(
     return resolved
 
 
-def _resolve_text(
-    text: str, envelopes: Callable[[str], Mapping[str, Json]], environment: Mapping[str, str]
-) -> Json:
+def _resolve_text(text: str, envelopes: Callable[[str], Mapping[str, Json]], environment: Mapping[str, str]) -> Json:
     whole = _PATTERN.fullmatch(text)
     if whole and not whole[1]:
         return lookup(parse(whole[2]), envelopes, environment)

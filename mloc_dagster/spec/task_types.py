@@ -36,7 +36,9 @@ _TRAINING = frozenset(
 _INFERENCE = frozenset(
     "model.source model.config model.adapters model.vllm model.transformers inference postprocess checkpoint".split()
 )
-_SFT = frozenset("model.source model.config model.transformers model.adapter checkpoint".split()) | _TRAINING | _ROW_DATA
+_SFT = (
+    frozenset("model.source model.config model.transformers model.adapter checkpoint".split()) | _TRAINING | _ROW_DATA
+)
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,32 @@ def _covers(used: str, dotted: str) -> bool:
 BUILT_IN: Mapping[str, TaskType] = {
     task_type.name: task_type
     for task_type in (
-        TaskType("echo", "returns what it is given; checks a deployment without a model", frozenset({"echo"}) | _PROMPT_DATA),
-        TaskType("inference", "generates text for a list of prompts", _PROMPT_DATA | _INFERENCE, "inference", True, True),
-        TaskType("sft", "supervised fine-tuning of all weights, or of an adapter", _SFT | {"lora"}, "training", True, True, True, "SFTConfig"),
-        TaskType("lora_sft", "supervised fine-tuning of a LoRA adapter", _SFT | {"lora"}, "training", True, True, True, "SFTConfig"),
+        TaskType(
+            "echo", "returns what it is given; checks a deployment without a model", frozenset({"echo"}) | _PROMPT_DATA
+        ),
+        TaskType(
+            "inference", "generates text for a list of prompts", _PROMPT_DATA | _INFERENCE, "inference", True, True
+        ),
+        TaskType(
+            "sft",
+            "supervised fine-tuning of all weights, or of an adapter",
+            _SFT | {"lora"},
+            "training",
+            True,
+            True,
+            True,
+            "SFTConfig",
+        ),
+        TaskType(
+            "lora_sft",
+            "supervised fine-tuning of a LoRA adapter",
+            _SFT | {"lora"},
+            "training",
+            True,
+            True,
+            True,
+            "SFTConfig",
+        ),
         TaskType("evaluation", "scores the items of earlier stages", frozenset({"evaluation"})),
     )
 }

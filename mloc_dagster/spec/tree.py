@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
@@ -18,7 +19,10 @@ _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _TAG = "tag:yaml.org,2002:"
 _INT = re.compile(r"^[-+]?(0x[0-9a-fA-F]+|0o[0-7]+|[0-9]{1,40})$")
 _FLOAT = re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]{1,4})?$")
+_LINES = re.compile(r"\r\n|[\n\r\x85\u2028\u2029]")
+_SCALARS = frozenset({"str", "int", "float", "bool", "null", "timestamp", "value", "merge"})
 _QUOTED = frozenset({"'", '"', "|", ">"})
+KeyPath = tuple[str | int, ...]
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 
 
@@ -26,7 +30,7 @@ _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 class Origin:
     """Where an entry stands: its path as written, and (line, column) of its key and of its value, from 1."""
 
-    path: tuple[str | int, ...]
+    path: KeyPath
     key: tuple[int, int]
     value: tuple[int, int]
 
@@ -34,6 +38,18 @@ class Origin:
     def text(self) -> str:
         """The path as people write it: `spec.stages[0].name`."""
         return path_text(self.path)
+
+
+class WrittenInt(int):
+    """A whole number whose spelling matters where text is wanted, such as the revision 0071."""
+
+    text: str
+
+
+class WrittenFloat(float):
+    """A number whose spelling matters where text is wanted, such as the revision 1.10."""
+
+    text: str
 
 
 class Mapping(dict[str, Json]):
@@ -68,7 +84,7 @@ class Sequence(list[Json]):
         self.origins: list[Origin] = []
 
 
-def path_text(path: tuple[str | int, ...]) -> str:
+def path_text(path: KeyPath) -> str:
     """Return `a.b[0].c` for a path of keys and indexes."""
     text = ""
     for part in path:
@@ -77,7 +93,9 @@ def path_text(path: tuple[str | int, ...]) -> str:
 
 
 def plain(value: Json) -> Json:
-    """Return the value with ordinary dicts and lists."""
+    """Return the value with ordinary dicts, lists and numbers."""
+    if isinstance(value, (WrittenInt, WrittenFloat)):
+        return int(value) if isinstance(value, WrittenInt) else float(value)
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -105,8 +123,9 @@ def merge(base: Mapping, over: Mapping) -> Mapping:
     merged = base.copy()
     for key, value in over.items():
         old = merged.get(key)
-        both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged.put(key, merge(old, value) if both else value, over.origins[key])
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            value = merge(old, value)
+        merged.put(key, value, over.origins[key])
     return merged
 
 
@@ -121,7 +140,7 @@ def read(text: str) -> tuple[Json, list[Fault]]:
             return None, [too_deep]
         root = yaml.compose(text, Loader=_Loader)
     except yaml.YAMLError as error:
-        return None, [_syntax(error)]
+        return None, [_syntax(error, text)]
     except (ValueError, RecursionError) as error:
         return None, [Fault(1, 1, "", "the file is not readable YAML", str(error)[:80], "check quotes and indentation")]
     if root is None:
@@ -131,9 +150,8 @@ def read(text: str) -> tuple[Json, list[Fault]]:
 
 
 def _bounds(text: str) -> Fault | None:
-    depth = count = documents = 0
-    for event in yaml.parse(text, Loader=_Loader):
-        count += 1
+    depth = documents = 0
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader), start=1):
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
         elif isinstance(event, yaml.CollectionEndEvent):
@@ -144,9 +162,13 @@ def _bounds(text: str) -> Fault | None:
         if depth > MAX_DEPTH:
             return Fault(line, column, "", f"the file nests deeper than {MAX_DEPTH} levels", "", "flatten it")
         if count > 2 * MAX_NODES:
-            return Fault(line, column, "", f"the file has more than {MAX_NODES} values", "", "move data to a file of its own")
+            return Fault(
+                line, column, "", f"the file has more than {MAX_NODES} values", "", "move data to a file of its own"
+            )
         if documents > 1:
-            return Fault(line, column, "", "a second YAML document starts here", "---", "one task file is one document; split it")
+            return Fault(
+                line, column, "", "a second YAML document starts here", "---", "one task file is one document; split it"
+            )
     return None
 
 
@@ -158,7 +180,7 @@ class _Builder:
         self._count = 0
         self._open: list[int] = []
 
-    def build(self, node: yaml.Node, path: tuple[str | int, ...]) -> Json:
+    def build(self, node: yaml.Node, path: KeyPath) -> Json:
         self._count += 1
         if self._count > MAX_NODES:
             if self._count == MAX_NODES + 1:
@@ -171,13 +193,18 @@ class _Builder:
             return None
         self._open.append(id(node))
         try:
-            if isinstance(node, yaml.MappingNode):
-                return self._mapping(node, path)
-            return self._sequence(node, path)
+            return self._collection(node, path)
         finally:
             self._open.pop()
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple[str | int, ...]) -> Mapping:
+    def _collection(self, node: yaml.Node, path: KeyPath) -> Json:
+        if isinstance(node, yaml.MappingNode) and self._allowed(node, path, {"map"}):
+            return self._mapping(node, path)
+        if isinstance(node, yaml.SequenceNode) and self._allowed(node, path, {"seq"}):
+            return self._sequence(node, path)
+        return None
+
+    def _mapping(self, node: yaml.MappingNode, path: KeyPath) -> Mapping:
         result = Mapping()
         merged: list[tuple[yaml.Node, yaml.Node]] = []
         for key_node, value_node in node.value:
@@ -185,12 +212,16 @@ class _Builder:
                 self._fault(key_node, path, "a key must be plain text", "", "write the key as one word")
                 continue
             key = key_node.value
+            if not self._allowed(key_node, (*path, key), _SCALARS):
+                continue
             if key == "<<" and key_node.style not in _QUOTED:
                 merged.append((key_node, value_node))
                 continue
             if key in result:
                 first = result.origins[key].key[0]
-                self._fault(key_node, (*path, key), "the key is given twice", f"first on line {first}", "keep one of them")
+                self._fault(
+                    key_node, (*path, key), "the key is given twice", f"first on line {first}", "keep one of them"
+                )
                 continue
             origin = Origin((*path, key), _at(key_node.start_mark), _at(value_node.start_mark))
             result.put(key, self.build(value_node, (*path, key)), origin)
@@ -198,11 +229,17 @@ class _Builder:
             self._merge_key(result, key_node, value_node, path)
         return result
 
-    def _merge_key(self, result: Mapping, key: yaml.Node, node: yaml.Node, path: tuple[str | int, ...]) -> None:
+    def _merge_key(self, result: Mapping, key: yaml.Node, node: yaml.Node, path: KeyPath) -> None:
         sources = node.value if isinstance(node, yaml.SequenceNode) else [node]
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
-                self._fault(key, (*path, "<<"), "a merge key needs a map or a list of maps", "", "point << at an anchor of a map")
+                self._fault(
+                    key,
+                    (*path, "<<"),
+                    "a merge key needs a map or a list of maps",
+                    "",
+                    "point << at an anchor of a map",
+                )
                 return
             values = self.build(source, path)
             if isinstance(values, Mapping):
@@ -210,7 +247,7 @@ class _Builder:
                     if name not in result:
                         result.put(name, value, values.origins[name])
 
-    def _sequence(self, node: yaml.SequenceNode, path: tuple[str | int, ...]) -> Sequence:
+    def _sequence(self, node: yaml.SequenceNode, path: KeyPath) -> Sequence:
         result = Sequence()
         for index, item in enumerate(node.value):
             place = _at(item.start_mark)
@@ -218,15 +255,27 @@ class _Builder:
             result.origins.append(Origin((*path, index), place, place))
         return result
 
-    def _scalar(self, node: yaml.ScalarNode, path: tuple[str | int, ...]) -> Json:
-        tag = node.tag if node.tag else ""
-        short = tag.removeprefix(_TAG)
-        if not tag.startswith(_TAG) or short not in {"str", "int", "float", "bool", "null", "timestamp", "value", "merge"}:
-            self._fault(node, path, "this YAML tag is not allowed", tag.replace(_TAG, "!!"), "only plain text, numbers, true/false")
+    def _scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Json:
+        if not self._allowed(node, path, _SCALARS):
             return None
-        return node.value if node.style in _QUOTED else _plain_scalar(node.value)
+        if "\0" in node.value:
+            self._fault(node, path, "text cannot hold the NUL character", "", "remove \\0")
+            return None
+        value = node.value if node.style in _QUOTED else _plain_scalar(node.value)
+        if isinstance(value, float) and not math.isfinite(value):
+            self._fault(node, path, "is not a finite number", shown(node.value), "write a number, or quote it to mean the text")
+            return None
+        return value
 
-    def _fault(self, node: yaml.Node, path: tuple[str | int, ...], what: str, value: str, way_out: str) -> None:
+    def _allowed(self, node: yaml.Node, path: KeyPath, kinds: frozenset[str] | set[str]) -> bool:
+        tag = node.tag or ""
+        if tag.startswith(_TAG) and tag.removeprefix(_TAG) in kinds:
+            return True
+        way_out = "remove the tag: a task file holds only plain text, numbers, true/false, lists and maps"
+        self._fault(node, path, "this YAML tag is not allowed", tag.replace(_TAG, "!!"), way_out)
+        return False
+
+    def _fault(self, node: yaml.Node, path: KeyPath, what: str, value: str, way_out: str) -> None:
         line, column = _at(node.start_mark)
         self.faults.append(Fault(line, column, path_text(path), what, value, way_out))
 
@@ -237,20 +286,53 @@ def _plain_scalar(text: str) -> Json:
     if text in {"true", "True", "TRUE", "false", "False", "FALSE"}:
         return text.lower() == "true"
     if _INT.match(text):
-        return int(text, 0) if text.lstrip("+-")[:2] in {"0x", "0o"} else int(text)
+        return _as_written(text, int(text, 0) if text.lstrip("+-")[:2] in {"0x", "0o"} else int(text))
     if _FLOAT.match(text):
-        return float(text)
+        return _as_written(text, float(text))
     if text.lower() in _SPECIAL:
         return float(_SPECIAL[text.lower()])
     return text
 
 
-def _syntax(error: yaml.YAMLError) -> Fault:
+def _as_written(text: str, number: int | float) -> int | float:
+    """Keep the spelling of a number that would be spelled otherwise when it becomes text again."""
+    if str(number) == text:
+        return number
+    written = WrittenInt(number) if isinstance(number, int) else WrittenFloat(number)
+    written.text = text
+    return written
+
+
+_SYNTAX_WAYS_OUT = (
+    ("mapping values are not allowed", "quote text that holds ': ', and give each key its own line"),
+    ("expected ',' or", "close the bracket, and quote a ${...} that stands inside {} or []"),
+    ("flow", "close the bracket, and quote a ${...} that stands inside {} or []"),
+    ("could not find expected ':'", "write key: value, or close the quote"),
+    ("undefined alias", "define it with &name before it is used"),
+    ("duplicate anchor", "give each anchor its own name"),
+    ("end of stream", "close the quote"),
+    ("quoted scalar", "close the quote"),
+    ("escape", "write a valid escape, or use single quotes"),
+    ("control characters", "remove the control character"),
+    ("block", "indent keys of the same map alike"),
+)
+
+
+def _syntax(error: yaml.YAMLError, text: str) -> Fault:
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     line, column = _at(mark) if mark else (1, 1)
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    way_out = "indent with spaces; quote text that holds ': ', starts with one of {}[]&*!|>%@`, or is a ${...} inside {} or []"
-    return Fault(line, column, "", f"not readable as YAML: {problem}", shown(getattr(error, "context", "") or ""), way_out)
+    lines = _LINES.split(text)
+    if len(lines) > 1 and not lines[-1]:
+        lines.pop()
+    if line > len(lines):
+        line, column = len(lines), len(lines[-1]) + 1
+    problem = str(getattr(error, "problem", None) or getattr(error, "reason", None) or error)
+    way_out = next((way for part, way in _SYNTAX_WAYS_OUT if part in problem), "")
+    if "\t" in lines[line - 1][: len(lines[line - 1]) - len(lines[line - 1].lstrip())]:
+        way_out = "indent with spaces: this line starts with a tab"
+    way_out = way_out or "quote text that starts with one of {}[]&*!|>%@`, and check the indentation"
+    context = str(getattr(error, "context", "") or "")
+    return Fault(line, column, "", f"not readable as YAML: {problem}{f' {context}' if context else ''}", "", way_out)
 
 
 def _at(mark: yaml.Mark) -> tuple[int, int]:

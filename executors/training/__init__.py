@@ -1,0 +1,1 @@
+"""Trainers: one recipe a file, on TRL and PEFT."""

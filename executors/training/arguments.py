@@ -1,0 +1,108 @@
+"""From `spec.training` to the arguments of a TRL trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+from executors.base import ExecutorError
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.training import Training
+
+Config = TypeVar("Config")
+_RENAMED = {"max_seq_length": "max_length"}
+_HANDLED_HERE = {
+    "save_steps", "save_strategy", "save_total_limit", "save_model", "resume_from_path", "output_dir", "log_with",
+    "tracker_project_name", "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed",
+    "auto_deepspeed_stage", "deepspeed", "fsdp", "fsdp_config", "fp16", "bf16", "early_stopping",
+}  # fmt: skip
+_GPU_ONLY = ("deepspeed", "fsdp", "fsdp_config")
+_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "swanlab": "swanlab"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Keyword arguments of the trainer's config class, and what could not be honoured."""
+
+    values: Mapping[str, Any]
+    warnings: tuple[str, ...]
+
+    def build(self, config: type[Config]) -> Config:
+        """Make the config; its own complaints about a value become an ExecutorError."""
+        try:
+            return config(**self.values)
+        except (ValueError, TypeError) as error:
+            raise ExecutorError(f"spec.training is refused by {config.__name__}: {error}.", "Mend the key.") from error
+
+
+def trainer_arguments(
+    training: Training, config: type, *, checkpoints: Path, on_gpu: bool, learning_rate: float | None = None
+) -> Arguments:
+    """Translate the typed section for a TRL config class.
+
+    Keys that the language has and this trainer's class lacks (such as `beta` for SFT) are left out. Raises
+    ExecutorError for a key that neither knows. `learning_rate` is the default when the file gives none. Saving is
+    left to `executors.training.checkpoints`, progress to `executors.training.progress`.
+    """
+    known = {field.name for field in fields(config)}
+    extra = training.model_extra or {}
+    _refuse_unknown(extra, known, config)
+    values: dict[str, Any] = {}
+    for key in type(training).model_fields:
+        value, name = getattr(training, key), _RENAMED.get(key, key)
+        if key not in _HANDLED_HERE and value is not None and name in known:
+            values[name] = value
+    if training.learning_rate is None and learning_rate is not None:
+        values["learning_rate"] = learning_rate
+    warnings: list[str] = []
+    values |= extra
+    values |= _precision(training, on_gpu, warnings)
+    values |= _distribution(training, on_gpu, warnings)
+    values |= _tracking(training, known, warnings)
+    values |= {"output_dir": str(checkpoints), "save_strategy": "no", "disable_tqdm": True, "push_to_hub": False}
+    return Arguments(values, tuple(warnings))
+
+
+def _refuse_unknown(extra: Mapping[str, Json], known: set[str], config: type) -> None:
+    for key in extra:
+        if key in known:
+            continue
+        near = get_close_matches(key, [*known, *Training.model_fields], n=1)
+        guess = f"Did you mean {near[0]!r}?" if near else "Remove it."
+        raise ExecutorError(f"spec.training.{key} is no key of the language and none of {config.__name__}.", guess)
+
+
+def _precision(training: Training, on_gpu: bool, warnings: list[str]) -> dict[str, Any]:
+    if not on_gpu:
+        if training.fp16 or training.bf16:
+            warnings.append("training.fp16 and training.bf16 count only on a GPU; float32 was used")
+        return {"use_cpu": True, "fp16": False, "bf16": False, "dataloader_pin_memory": False}
+    import torch
+
+    bf16 = torch.cuda.is_bf16_supported() and not training.fp16 if training.bf16 is None else training.bf16
+    return {"bf16": bf16, "fp16": bool(training.fp16)}
+
+
+def _distribution(training: Training, on_gpu: bool, warnings: list[str]) -> dict[str, Any]:
+    given = {key: getattr(training, key) for key in _GPU_ONLY if getattr(training, key)}
+    if given and not on_gpu:
+        warnings.append(f"training.{', training.'.join(given)} count only on a GPU")
+        return {}
+    return given
+
+
+def _tracking(training: Training, known: set[str], warnings: list[str]) -> dict[str, Any]:
+    asked = [training.log_with] if isinstance(training.log_with, str) else training.log_with or []
+    present = [name for name in asked if find_spec(_TRACKERS.get(name, name))]
+    for name in asked:
+        if name not in present:
+            warnings.append(f"training.log_with: {name} is not installed here, so nothing is sent to it")
+    project = training.tracker_project_name
+    if project and "wandb" in present:
+        os.environ.setdefault("WANDB_PROJECT", project)
+    return {"report_to": present or "none"} | ({"project": project} if project and "project" in known else {})

@@ -1,0 +1,78 @@
+"""The weights a stage starts from, and the digest that says which ones were really used."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from executors.base import ExecutorError
+from executors.context import TaskContext
+from executors.fetch import Wanted, locate, unpack
+
+MODEL_FILE = "config.json"
+ADAPTER_FILE = "adapter_config.json"
+_FORMATS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model folder, and an adapter folder that a checkpoint puts on it."""
+
+    model: Path
+    adapter: Path | None = None
+
+
+def starting_weights(ctx: TaskContext) -> Start:
+    """Return what `checkpoint.load` or `model.source` names.
+
+    A checkpoint that was asked for and cannot be loaded fails the stage; the base model never takes its place.
+    """
+    load = ctx.spec.checkpoint.load
+    if load is None:
+        return Start(_base(ctx))
+    wanted = Wanted(
+        "checkpoint.load", ("final_model", "final_lora"), load.path, load.task_id, load.url, load.headers, load.timeout_sec
+    )
+    found = locate(wanted, results=ctx.results, downloads=ctx.out / ".cache" / "downloads")
+    folder = unpack(found, ctx.out / ".cache", archive_format=load.archive_format)
+    for part in (load.subdir, load.filename):
+        if part and (folder / part).is_dir():
+            folder = folder / part
+        elif part and not (folder / part).exists():
+            raise ExecutorError(f"checkpoint.load: {folder} has no {part!r}.", "Check subdir and filename.")
+    folder = unpack(folder, ctx.out / ".cache", marks=(MODEL_FILE, ADAPTER_FILE))
+    if (folder / ADAPTER_FILE).exists():
+        return Start(_base(ctx), folder)
+    return Start(folder)
+
+
+def trusts_code(ctx: TaskContext) -> bool:
+    """Whether a model may run its own code: the file asks for it and the deployment allows it.
+
+    Raises ExecutorError when the model cannot be loaded without.
+    """
+    source, vllm, transformers = ctx.spec.model.source, ctx.spec.model.vllm, ctx.spec.model.transformers
+    asked = any(part and part.trust_remote_code for part in (source, vllm, transformers))
+    return asked and ctx.code_allowed
+
+
+def digest(*folders: Path) -> str:
+    """Return `sha256:<hex>` over names and bytes of the weight files of the folders, in order."""
+    total = hashlib.sha256()
+    for folder in folders:
+        files = next((found for pattern in _FORMATS if (found := sorted(folder.glob(pattern)))), [])
+        if not files:
+            raise ExecutorError(f"{folder} holds no weights.", f"Expected one of {', '.join(_FORMATS)}.")
+        for file in files:
+            with file.open("rb") as handle:
+                total.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _base(ctx: TaskContext) -> Path:
+    if ctx.model_path is None:
+        raise ExecutorError("spec.model.source is missing, so there are no weights.", "Name a model in model.source.")
+    if not (ctx.model_path / MODEL_FILE).exists():
+        raise ExecutorError(f"{ctx.model_path} is no model folder: it has no {MODEL_FILE}.", "Check model.source.")
+    return ctx.model_path

@@ -1,0 +1,144 @@
+"""What came out of a run, for people and for programs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from mloc_dagster.cli.screen import table
+from mloc_dagster.spec.base import Json
+from mloc_dagster.store.home import Home
+from mloc_dagster.store.results import Envelope, read_envelope
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+_FINE = {"SUCCESS": "green", "FAILURE": "red"}
+
+
+@dataclass(frozen=True)
+class StageSummary:
+    """One finished stage."""
+
+    name: str
+    folder: Path
+    envelope: Envelope
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run's state, its stages' results, and the errors of its failed steps."""
+
+    run_id: str
+    task_id: str
+    task: str
+    status: str
+    stages: tuple[StageSummary, ...]
+    steps: tuple[tuple[str, str, float | None], ...]
+    errors: tuple[tuple[str, str], ...]
+    folder: Path
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the values for JSON."""
+        return {
+            "run_id": self.run_id,
+            "task_id": self.task_id,
+            "task": self.task,
+            "status": self.status,
+            "results": str(self.folder),
+            "steps": [{"step": step, "status": status, "seconds": seconds} for step, status, seconds in self.steps],
+            "stages": {s.name: {"folder": str(s.folder), **s.envelope.model_dump(mode="json")} for s in self.stages},
+            "errors": [{"step": step, "message": message} for step, message in self.errors],
+        }
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        steps = table("", "step", "state", "seconds", "from")
+        reused = {stage.name: stage.envelope.metadata.get("reused_from") for stage in self.stages}
+        for step, status, seconds in self.steps:
+            origin = next((f"reused from {where}" for name, where in reused.items() if where and step.endswith(f"/{name}")), "")
+            steps.add_row(step, f"[{_FINE.get(status, 'yellow')}]{status.lower()}[/]", f"{seconds:.1f}" if seconds is not None else "-", origin)
+        console.print(steps)
+        for stage in self.stages:
+            _show_stage(console, stage)
+        for step, message in self.errors:
+            console.print(Text(f"{step}: {message}", style="red"), soft_wrap=True)
+        console.print(Text(f"{self.status.lower()}: {self.task} {self.task_id}", style=_FINE.get(self.status, "yellow")))
+        for label, path in (("results", self.folder), *(("manifest", stage.folder / "manifest.json") for stage in self.stages[-1:])):
+            console.print(Text(f"{label}: {path}"), soft_wrap=True)
+        console.print(Text(f"UI: mloc up, then http://127.0.0.1:3000/runs/{self.run_id}"), soft_wrap=True)
+
+
+def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
+    """Collect what is known of a run."""
+    found = instance.get_run_by_id(run_id)
+    assert found is not None
+    task_id = found.tags.get("mloc/task_id") or found.root_run_id or run_id
+    folder = home.results / task_id
+    paths = sorted(folder.glob("*/responses.json"), key=lambda path: path.stat().st_mtime_ns)
+    stages = tuple(StageSummary(path.parent.name, path.parent, read_envelope(path)) for path in paths)
+    stats = instance.get_run_step_stats(run_id)
+    steps = tuple(
+        (_asset_of(found, stat.step_key), stat.status.value if stat.status else "waiting", stat.end_time - stat.start_time if stat.end_time and stat.start_time else None)
+        for stat in sorted(stats, key=lambda stat: stat.start_time or 0)
+    )
+    task = found.tags.get("mloc/task") or found.job_name
+    return Summary(run_id, task_id, task, found.status.value, stages, steps, tuple(_errors(instance, run_id)), folder)
+
+
+def _asset_of(found: object, step_key: str) -> str:
+    return step_key.replace("__", "/")
+
+
+def _errors(instance: DagsterInstance, run_id: str) -> list[tuple[str, str]]:
+    from dagster import DagsterEventType
+
+    kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
+    errors: list[tuple[str, str]] = []
+    for record in instance.get_records_for_run(run_id, of_type=kinds).records:
+        event = record.event_log_entry.dagster_event
+        if event is None:
+            continue
+        if event.event_type == DagsterEventType.STEP_FAILURE:
+            data = event.step_failure_data
+            description = data.user_failure_data.description if data.user_failure_data else None
+            message = description or (data.error.message.strip() if data.error else event.message or "")
+            errors.append((_asset_of(None, event.step_key or ""), message))
+        elif not errors:
+            errors.append(("run", event.message or ""))
+    return errors
+
+
+def _show_stage(console: Console, stage: StageSummary) -> None:
+    result = stage.envelope.result
+    console.print(Text(f"{stage.name} ({stage.envelope.metadata.get('task_type', '')})", style="bold"))
+    usage = result.get("usage")
+    if isinstance(usage, dict):
+        console.print(Text("  " + ", ".join(f"{key} {_short(value)}" for key, value in usage.items())), soft_wrap=True)
+    for item in (result.get("items") or [])[:3]:
+        console.print(Text(f"  {_short(item.get('prompt'), 60)} → {_short(item.get('output'), 100)}"), soft_wrap=True)
+    if isinstance(result.get("metrics"), dict):
+        for name, value in result["metrics"].items():
+            console.print(Text(f"  {name}: {_short(value, 200)}"), soft_wrap=True)
+    if "echo" in result:
+        console.print(Text(f"  echo: {_short(result['echo'], 200)}"), soft_wrap=True)
+    for key in ("final_model_path", "final_lora_path", "final_model_archive_path", "final_lora_archive_path"):
+        if result.get(key):
+            console.print(Text(f"  {key}: {os.path.relpath(str(result[key]))}"), soft_wrap=True)
+    export = result.get("jsonl_export")
+    if isinstance(export, dict):
+        console.print(Text(f"  jsonl_export: {export.get('path')} ({export.get('record_count')} rows)"), soft_wrap=True)
+
+
+def _short(value: Json, limit: int = 40) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_short(inner)}" for key, inner in value.items())
+    text = " ".join(str(value).split())
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -1,0 +1,166 @@
+"""What the op of a step does: carries the step out and tells Dagster what came of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from dagster import (
+    AssetCheckResult,
+    AssetCheckSeverity,
+    AssetExecutionContext,
+    AssetKey,
+    DataVersion,
+    Failure,
+    MaterializeResult,
+    MetadataValue,
+    RetryRequested,
+)
+
+from mloc_dagster.definitions.curves import curve
+from mloc_dagster.placement import inventory
+from mloc_dagster.plan.steps import Plan, Step
+from mloc_dagster.spec.base import Json
+from mloc_dagster.store.home import Home
+
+if TYPE_CHECKING:
+    from mloc_dagster.placement.local.work import Check, RunInfo, StepOutcome
+
+TASK_ID, FRESH, ON = "mloc/task_id", "mloc/fresh", "mloc/on"
+_LOG_SECONDS = 5.0
+_LONGEST_BACKOFF_SECONDS = 120.0
+_CURVES = ("loss", "eval_loss", "reward", "kl", "mean_token_accuracy", "learning_rate")
+
+
+def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[MaterializeResult | AssetCheckResult]:
+    """Carry out a step; raises Failure, or RetryRequested when another try may help."""
+    from mloc_dagster.placement.local.work import StepCancelled, StepFailed, run_step
+
+    run = _run_info(context)
+    begun = time.monotonic()
+    try:
+        outcome = run_step(plan, step, run, _reporter(context))
+    except StepCancelled as error:
+        raise Failure(str(error), allow_retries=False) from None
+    except StepFailed as error:
+        _retry_or_fail(context, step, error)
+        raise AssertionError("unreachable") from error
+    key = AssetKey(list(step.asset_key))
+    if outcome.reused_from:
+        context.log.info(f"reused from {outcome.reused_from}: same settings, inputs and code")
+    yield MaterializeResult(
+        asset_key=key,
+        metadata=_metadata(step, outcome, time.monotonic() - begun),
+        data_version=DataVersion(outcome.data_version),
+        check_results=[_check(key, check) for check in _checks(step, outcome)],
+    )
+
+
+def _run_info(context: AssetExecutionContext) -> RunInfo:
+    from mloc_dagster.placement.local.work import RunInfo
+
+    run = context.run
+    return RunInfo(
+        run_id=run.run_id,
+        task_id=run.tags.get(TASK_ID) or run.root_run_id or run.run_id,
+        home=Home.current(),
+        fresh=run.tags.get(FRESH) == "true",
+        on_cpu=run.tags.get(ON) == "cpu" or inventory.cpu_forced(),
+        cancelled=lambda: False,
+    )
+
+
+def _reporter(context: AssetExecutionContext) -> Callable[[dict[str, Json]], None]:
+    """Log progress at most every few seconds, so that the event log stays small."""
+    last = time.monotonic()
+
+    def report(progress: dict[str, Json]) -> None:
+        nonlocal last
+        if time.monotonic() - last < _LOG_SECONDS:
+            return
+        last = time.monotonic()
+        done, total, unit = progress.get("done"), progress.get("total"), progress.get("unit", "")
+        metrics = progress.get("metrics") or {}
+        values = ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if isinstance(value, (int, float)))
+        context.log.info(f"{done}{f'/{total}' if total else ''} {unit} {values}".strip())
+
+    return report
+
+
+def _retry_or_fail(context: AssetExecutionContext, step: Step, error: Exception) -> None:
+    retry = step.stage.spec.retry if step.stage else None
+    user_fault = getattr(error, "user_fault", True)
+    attempt = context.retry_number + 1
+    if not user_fault and retry and attempt <= retry.max_retries:
+        context.log.warning(f"try {attempt} failed: {error}")
+        wait = min(_LONGEST_BACKOFF_SECONDS, retry.backoff * attempt)
+        raise RetryRequested(max_retries=retry.max_retries, seconds_to_wait=wait) from error
+    raise Failure(str(error), allow_retries=False) from None
+
+
+def _checks(step: Step, outcome: StepOutcome) -> Iterator[Check]:
+    """The outcome's checks, and a failed one for each that was promised but could not be made."""
+    from mloc_dagster.definitions.assets import check_names
+    from mloc_dagster.placement.local.work import Check
+
+    seen = {check.name: check for check in outcome.checks}
+    for name in check_names(step):
+        yield seen.get(name) or Check(name, False, {"reason": "the result does not tell"})
+
+
+def _check(key: AssetKey, check: Check) -> AssetCheckResult:
+    severity = AssetCheckSeverity.ERROR
+    metadata = {name: _value(value) for name, value in check.metadata.items()}
+    return AssetCheckResult(asset_key=key, check_name=check.name, passed=check.passed, metadata=metadata, severity=severity)
+
+
+def _metadata(step: Step, outcome: StepOutcome, seconds: float) -> dict[str, MetadataValue]:
+    metadata: dict[str, MetadataValue] = {"seconds": MetadataValue.float(round(seconds, 3))}
+    for name, value in outcome.metadata.items():
+        if name in ("folder", "path", "responses"):
+            metadata[name] = MetadataValue.path(str(value))
+        elif name == "sample":
+            metadata[name] = MetadataValue.md(_table(value))
+        else:
+            metadata[name] = _value(value)
+    for name in _CURVES:
+        points = [(entry["step"], entry[name]) for entry in outcome.log_history if _plottable(entry, name)]
+        if len(points) > 1:
+            metadata[f"{name}_curve"] = MetadataValue.md(curve(name, points))
+            metadata[f"final_{name}"] = MetadataValue.float(float(points[-1][1]))
+    limit = step.stage.spec.slo_limit() if step.kind == "stage" and step.stage else None
+    if limit is not None:
+        metadata["slo_seconds"] = MetadataValue.float(limit)
+        metadata["slo_met"] = MetadataValue.bool(seconds <= limit)
+    return metadata
+
+
+def _plottable(entry: dict[str, Json], name: str) -> bool:
+    value = entry.get(name)
+    return isinstance(entry.get("step"), (int, float)) and isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _value(value: Json) -> MetadataValue:
+    if isinstance(value, bool):
+        return MetadataValue.bool(value)
+    if isinstance(value, int):
+        return MetadataValue.int(value)
+    if isinstance(value, float):
+        return MetadataValue.float(value)
+    if isinstance(value, str):
+        return MetadataValue.text(value)
+    return MetadataValue.json(value)
+
+
+def _table(rows: list[dict[str, Json]]) -> str:
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
+    for row in rows:
+        cells = (" ".join(str(row.get(column, "")).split()).replace("|", "\\|") for column in columns)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+__all__ = ["FRESH", "ON", "TASK_ID", "execute"]

@@ -1,0 +1,54 @@
+"""The Dagster instance of a home: made on first use, opened from anywhere."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from typing import TYPE_CHECKING
+
+from mloc_dagster.store.atomic import write_text
+from mloc_dagster.store.home import Home
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+DAGSTER_YAML = """\
+# Written by mloc on first use; yours to change.
+run_launcher:
+  module: mloc_dagster.definitions.launcher
+  class: LocalRunLauncher
+
+run_coordinator:
+  module: dagster._core.run_coordinator
+  class: DefaultRunCoordinator
+
+run_monitoring:
+  enabled: true
+  poll_interval_seconds: 10
+
+telemetry:
+  enabled: false
+"""
+
+
+def prepare(home: Home) -> None:
+    """Make the home's Dagster folder and point this process at it, unless DAGSTER_HOME is set already."""
+    if not os.environ.get("DAGSTER_HOME"):
+        os.environ["DAGSTER_HOME"] = str(home.dagster)
+    os.environ["MLOC_HOME"] = str(home.root)
+    if not (home.dagster / "dagster.yaml").exists():
+        home.dagster.mkdir(parents=True, exist_ok=True)
+        write_text(home.dagster / "dagster.yaml", DAGSTER_YAML)
+
+
+def open_instance(home: Home) -> DagsterInstance:
+    """Open the instance; the first to come sets its databases up while others wait."""
+    prepare(home)
+    from dagster import DagsterInstance
+
+    home.dagster.mkdir(parents=True, exist_ok=True)
+    with (home.dagster / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = DagsterInstance.get()
+        instance.get_runs(limit=1)
+    return instance

@@ -1,0 +1,1 @@
+"""Where steps run: the hardware of this machine and the work done on it."""

@@ -1,0 +1,122 @@
+"""What a stage reads: the results of its ancestors, its model and data, and local files; each with a digest."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mloc_dagster.plan.compiler import dataset_key
+from mloc_dagster.plan.steps import Plan
+from mloc_dagster.sources import Cache, Progress, PullError, Pulled, pull_dataset, pull_model
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.references import BadReference, has_reference, resolve
+from mloc_dagster.spec.stage import StageSpec
+from mloc_dagster.spec.taskfile import Stage
+from mloc_dagster.store.digests import Digests
+from mloc_dagster.store.home import Home
+from mloc_dagster.store.results import Envelope, find_result, read_envelope
+
+_FILE_KEYS = (("data", "jsonl", "path"), ("checkpoint", "load", "path"), ("training", "resume_from_path"))
+
+
+class InputError(Exception):
+    """An input that is not there; the message says which, why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Paths that the work gets, and the digest of everything that it reads."""
+
+    upstream: dict[str, Path]
+    model: Pulled | None = None
+    data: Pulled | None = None
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+def mirror_of(spec: StageSpec) -> str | None:
+    """The mirror that a stage pulls from: its own, else the deployment's (MLOC_MIRROR)."""
+    return spec.mirror or os.environ.get("MLOC_MIRROR") or None
+
+
+def gather(plan: Plan, stage: Stage, home: Home, task_id: str, progress: Progress | None = None) -> Inputs:
+    """Find or pull all inputs of a stage; raises InputError or PullError."""
+    upstream = {name: _upstream(plan, name, home, task_id) for name in sorted(plan.task.ancestors(stage.name))}
+    upstream.update({name: _required(name, home) for name in plan.task.requires})
+    digests = {f"stage:{name}": _digest(read_envelope(path)) for name, path in upstream.items()}
+    spec = _resolved_sources(stage, upstream)
+    cache = Cache(home.cache)
+    model = data = None
+    if spec.model.source is not None:
+        model = pull_model(spec.model.source, cache=cache, mirror=mirror_of(spec), progress=progress)
+        digests["model"] = model.digest
+    if dataset_key(spec.data) is not None:
+        data = pull_dataset(spec.data, cache=cache, mirror=mirror_of(spec), progress=progress)
+        digests["data"] = data.digest
+    for name, path in local_files(stage.raw):
+        digests[name] = Digests(home).of(path) if path.exists() else "absent"
+    return Inputs(upstream, model, data, digests)
+
+
+def _upstream(plan: Plan, stage: str, home: Home, task_id: str) -> Path:
+    own = home.run_folder(task_id, stage) / "responses.json"
+    if own.is_file():
+        return own
+    found = find_result(home, plan.task.name, stage)
+    if found is None:
+        raise InputError(f"stage {stage} has no result yet; run it first, or run the whole task")
+    return found / "responses.json"
+
+
+def _required(name: str, home: Home) -> Path:
+    found = find_result(home, name)
+    if found is None:
+        raise InputError(f"spec.dependsOn names {name}, which has no successful result here; run {name} first")
+    return found / "responses.json"
+
+
+def _digest(envelope: Envelope) -> str:
+    return str(envelope.metadata.get("digest") or envelope.task_id)
+
+
+def _resolved_sources(stage: Stage, upstream: dict[str, Path]) -> StageSpec:
+    """The stage with references in its model and data sources resolved, so that they can be pulled."""
+    source = (stage.raw.get("model") or {}).get("source")
+    url = {key: value for key, value in (stage.raw.get("data") or {}).items() if key in {"url", "dataset_name"}}
+    if not any(has_reference(value) for value in [*(source or {}).values(), *url.values()]):
+        return stage.spec
+
+    def envelope(name: str) -> dict[str, Json]:
+        if name not in upstream:
+            raise BadReference(f"there is no result of {name}")
+        return read_envelope(upstream[name]).model_dump(mode="json")
+
+    try:
+        values = resolve({"source": source, "data": url}, envelope, os.environ)
+    except BadReference as error:
+        raise InputError(str(error)) from None
+    spec = stage.spec
+    if values["source"]:
+        model = spec.model.model_validate({**spec.model.model_dump(), "source": values["source"]})
+        spec = spec.model_copy(update={"model": model})
+    if values["data"]:
+        spec = spec.model_copy(update={"data": spec.data.model_copy(update=values["data"])})
+    return spec
+
+
+def local_files(raw: dict[str, Json]) -> list[tuple[str, Path]]:
+    found = []
+    for keys in _FILE_KEYS:
+        value: Json = raw
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and not has_reference(value) and "://" not in value:
+            found.append((".".join(keys), Path(value)))
+    for index, adapter in enumerate((raw.get("model") or {}).get("adapters") or []):
+        path = adapter.get("path") if isinstance(adapter, dict) else None
+        if isinstance(path, str) and not has_reference(path) and "://" not in path:
+            found.append((f"model.adapters.{index}.path", Path(path)))
+    return found
+
+
+__all__ = ["InputError", "Inputs", "PullError", "gather", "local_files", "mirror_of"]

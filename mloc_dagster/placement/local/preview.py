@@ -1,0 +1,150 @@
+"""What a plan would do on this machine now: devices, memory, GPU-hours, and what is there already."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from mloc_dagster.placement import inventory
+from mloc_dagster.placement.local.inputs import local_files, mirror_of
+from mloc_dagster.plan.digest import stage_digest
+from mloc_dagster.plan.estimate import gpu_hours
+from mloc_dagster.plan.memory import fit, shape_of
+from mloc_dagster.plan.steps import Plan, Step
+from mloc_dagster.sources import Cache, Pulled, peek_dataset, peek_model
+from mloc_dagster.spec import gpu as gpu_names
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.quantity import format_bytes
+from mloc_dagster.spec.slices import parse_slice
+from mloc_dagster.spec.task_types import known
+from mloc_dagster.spec.taskfile import Stage
+from mloc_dagster.store.digests import Digests
+from mloc_dagster.store.home import Home
+from mloc_dagster.store.reuse import ReuseIndex
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """One line of `mloc plan`. `memory` is in bytes on each device, `band` the share it may be off by."""
+
+    key: str
+    kind: str
+    depends_on: tuple[str, ...]
+    device: str = "-"
+    memory: int | None = None
+    band: float = 0.0
+    fits: bool = True
+    gpu_hours: float | None = None
+    state: str = "to run"
+    reused_from: str | None = None
+    notes: tuple[str, ...] = field(default=())
+
+    def as_dict(self) -> dict[str, Json]:
+        """Return the values for JSON."""
+        return asdict(self)
+
+
+def preview(plan: Plan, home: Home, *, fresh: bool) -> list[PlannedStep]:
+    """Return the plan's steps with all that is known before anything runs; pulls and starts nothing."""
+    digests: dict[str, str | None] = {}
+    return [_step(plan, step, home, digests, fresh) for step in plan.steps]
+
+
+def _step(plan: Plan, step: Step, home: Home, digests: dict[str, str | None], fresh: bool) -> PlannedStep:
+    assert step.stage is not None
+    if step.kind == "publish":
+        return PlannedStep(step.key, step.kind, step.depends_on, notes=(f"to {step.source}",))
+    if step.kind in ("model", "dataset"):
+        pulled = _peek(step, home)
+        digests[step.key] = pulled.digest if pulled else None
+        state = f"cached ({format_bytes(pulled.size)})" if pulled else "to pull"
+        return PlannedStep(step.key, step.kind, step.depends_on, state=state, notes=(f"from {step.source}",))
+    return _stage(plan, step, step.stage, home, digests, fresh)
+
+
+def _peek(step: Step, home: Home) -> Pulled | None:
+    assert step.stage is not None
+    spec, cache = step.stage.spec, Cache(home.cache)
+    if step.kind == "model" and spec.model.source:
+        return peek_model(spec.model.source, cache=cache, mirror=mirror_of(spec))
+    return peek_dataset(spec.data, cache=cache, mirror=mirror_of(spec))
+
+
+def _stage(plan: Plan, step: Step, stage: Stage, home: Home, digests: dict[str, str | None], fresh: bool) -> PlannedStep:
+    spec, kind = stage.spec, known()[stage.spec.task_type]
+    placed = inventory.place(spec.resources, spec.enforce_cpu, inventory.cpu_forced(), inventory.gpus())
+    digest = _digest(plan, step, stage, home, digests, placed.on_cpu)
+    digests[step.key] = digest
+    entry = ReuseIndex(home).lookup(digest) if digest and not fresh else None
+    shape = shape_of(_model_folder(plan, step, home), spec.model.source.identifier) if spec.model.source else None
+    estimate = fit(spec, shape, len(placed.devices), kind.trains) if shape else None
+    room = _room(stage, placed)
+    fits = estimate is None or room is None or estimate.total * (1 - estimate.band) <= room
+    hours = gpu_hours(spec, shape, _rows(stage), kind.trains) if shape else None
+    notes = [note for note in (placed.note, placed.refusal) if note]
+    if estimate and not fits and room is not None:
+        notes.append(f"needs about {format_bytes(estimate.total)}, the device has {format_bytes(room)}")
+    if estimate and shape and not shape.known:
+        notes.append("memory is guessed from the model's name; it is exact once the model is pulled")
+    limit = spec.slo_limit()
+    if limit:
+        notes.append(f"SLO {limit:g} s")
+    device = ", ".join(f"gpu {index}" for index in placed.devices) or "cpu"
+    state = f"reused from {entry.task_id}" if entry else ("refused" if placed.refusal else "to run")
+    return PlannedStep(
+        step.key, step.kind, step.depends_on, "nowhere" if placed.refusal else device,
+        estimate.total if estimate else None, estimate.band if estimate else 0.0, fits, hours, state,
+        entry.task_id if entry else None, tuple(notes),
+    )  # fmt: skip
+
+
+def _digest(
+    plan: Plan, step: Step, stage: Stage, home: Home, digests: dict[str, str | None], on_cpu: bool
+) -> str | None:
+    """The digest that the stage will have, or None while something that it reads isn't known yet."""
+    given: dict[str, str] = {}
+    for name in plan.task.ancestors(stage.name):
+        known_digest = digests.get(f"{plan.task.name}/{name}")
+        if known_digest is None:
+            return None
+        given[f"stage:{name}"] = known_digest
+    if plan.task.requires or stage.deferred and any(d.startswith(("model.source", "data")) for d in stage.deferred):
+        return None
+    for key in step.depends_on:
+        kind = plan.by_key[key].kind
+        if kind in ("model", "dataset"):
+            pulled = digests.get(key)
+            if pulled is None:
+                return None
+            given["model" if kind == "model" else "data"] = pulled
+    for name, path in local_files(stage.raw):
+        given[name] = Digests(home).of(path) if path.exists() else "absent"
+    return stage_digest(stage, given, on_cpu)
+
+
+def _model_folder(plan: Plan, step: Step, home: Home) -> Path | None:
+    pull = next((plan.by_key[key] for key in step.depends_on if plan.by_key[key].kind == "model"), None)
+    pulled = _peek(pull, home) if pull else None
+    return pulled.path if pulled else None
+
+
+def _room(stage: Stage, placed: inventory.Placement) -> int | None:
+    """Bytes on the device that the stage gets, or that it asks for when there is none here."""
+    if placed.devices:
+        first = next((device for device in inventory.gpus() if str(device.index) == placed.devices[0]), None)
+        return first.memory if first else None
+    if placed.refusal and stage.spec.resources.hardware.gpu:
+        size = gpu_names.memory_gib(stage.spec.resources.hardware.gpu.type)
+        return size << 30 if size else None
+    return inventory.memory_bytes()
+
+
+def _rows(stage: Stage) -> int | None:
+    data = stage.spec.data
+    listed = data.items or data.prompts or stage.spec.inference.prompts
+    if listed is not None:
+        return len(listed)
+    if data.max_samples:
+        return data.max_samples
+    stop = parse_slice(data.split).stop if "$" not in data.split else None
+    return int(stop) if stop and not stop.endswith("%") and int(stop) > 0 else None

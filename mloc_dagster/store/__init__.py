@@ -1,0 +1,1 @@
+"""Run folders, results and their digests on disk; everything is written atomically."""
