@@ -61,7 +61,9 @@ def _from_stage(ctx: TaskContext, source: InputSource, at: str) -> list[Json]:
 def _text(value: Json, source: InputSource, at: str) -> str:
     if not isinstance(value, dict):
         return as_text(value)
-    name = source.context_field or source.answer_field or next((k for k in ("output", "answer", "text") if k in value), "")
+    name = (
+        source.context_field or source.answer_field or next((k for k in ("output", "answer", "text") if k in value), "")
+    )
     if name not in value:
         raise ExecutorError(f"{at}: an item has no {name!r}; it has {', '.join(value)}.", "Set context_field.")
     return as_text(value[name])

@@ -24,7 +24,7 @@ class EvaluationExecutor:
         """Compare the candidates row by row. Raises ExecutorError when they do not have the same rows."""
         evaluation = ctx.spec.evaluation
         if evaluation is None:
-            raise ExecutorError("spec.evaluation is missing.", "Give evaluation.candidates: {name: ${stage.result.items}}.")
+            raise ExecutorError("spec.evaluation is missing.", "Give candidates: {name: ${stage.result.items}}.")
         candidates = {name: _items(name, value) for name, value in evaluation.candidates.items()}
         references = _references(candidates, evaluation.reference)
         rows = [_row(index, reference, candidates) for index, reference in enumerate(references)]
@@ -48,7 +48,9 @@ class EvaluationExecutor:
 def _items(name: str, value: list[Json] | str) -> Items:
     at = f"evaluation.candidates.{name}"
     if isinstance(value, str) or not all(isinstance(item, Mapping) and "output" in item for item in value):
-        raise ExecutorError(f"{at} is {value!r:.60}, not a list of items with an output.", "Write ${stage.result.items}.")
+        raise ExecutorError(
+            f"{at} is {value!r:.60}, not a list of items with an output.", "Write ${stage.result.items}."
+        )
     if not value:
         raise ExecutorError(f"{at} has no items, so there is nothing to compare.", "Check the data of that stage.")
     return [dict(item) for item in value]

@@ -13,7 +13,6 @@ from pathlib import Path
 from executors.atomic import new_folder
 from executors.base import ExecutorError
 
-_TAR_MODES = {"tar": "r:", "tar.gz": "r:gz", "tgz": "r:gz", "tar.bz2": "r:bz2", "tar.xz": "r:xz"}
 _SUFFIXES = ("tar.gz", "tar.bz2", "tar.xz", "tgz", "tar", "zip")
 
 
@@ -115,7 +114,7 @@ def _extract(source: Path, kind: str, folder: Path) -> None:
                     raise ValueError(f"member {name!r} would leave the folder")
             archive.extractall(folder)
         return
-    with tarfile.open(source, _TAR_MODES[kind]) as archive:
+    with tarfile.open(source) as archive:
         archive.extractall(folder, filter="data")
 
 

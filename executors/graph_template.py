@@ -54,7 +54,9 @@ def _fill(text: str, columns: list[tuple[str, str]]) -> str:
     def place(match: re.Match[str]) -> str:
         number = int(match[1])
         if number >= len(columns):
-            raise ExecutorError(f"data.template.text names {match[0]}, but has {len(columns)} columns.", "Add a column.")
+            raise ExecutorError(
+                f"data.template.text names {match[0]}, but has {len(columns)} columns.", "Add a column."
+            )
         return columns[number][0 if match[2] == "label" else 1]
 
     return _PLACE.sub(place, text)

@@ -46,7 +46,7 @@ def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | No
     try:
         result = executor().run(ctx)
     except ImportError as error:
-        raise missing_library(error, None) from error
+        raise missing_library(error, ctx.spec.task_type) from error
     finally:
         ctx.progress.flush()
     shutil.rmtree(job.out / ".cache", ignore_errors=True)
@@ -83,7 +83,7 @@ def _run(job: Job, secrets: Secrets, stop: threading.Event) -> int:
     except (Interrupted, KeyboardInterrupt):
         print("stopped on request; what was stored is continued by the next attempt")
         return STOPPED
-    except BaseException as error:  # noqa: BLE001 - whatever it was, the parent must read why
+    except BaseException as error:
         if stop.is_set():
             return STOPPED
         trace = traceback.format_exc()

@@ -12,7 +12,7 @@ from executors.context import TaskContext
 from executors.fetch import Wanted, locate
 from executors.graph_template import briefing
 from executors.messages import Text, as_conversation, is_conversation
-from executors.tables import Row, Table, open_table, read_jsonl, table_of
+from executors.tables import Table, open_table, pulled_data, read_jsonl, table_of
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.data import Data
 
@@ -61,7 +61,7 @@ def _from_data(ctx: TaskContext, data: Data) -> PromptRows | None:
         return _from_list(data)
     if kind == "jsonl" or (kind is None and data.jsonl is not None):
         return _from_jsonl(ctx, data)
-    if kind == "dataset" or ctx.data_path is not None:
+    if kind == "dataset" or pulled_data(ctx) is not None:
         return _from_dataset(ctx, data)
     if data.prompts is not None:
         return PromptRows(_listed("data.prompts", data.prompts, []))
@@ -148,18 +148,20 @@ def jsonl_path(ctx: TaskContext) -> Path:
     jsonl = ctx.spec.data.jsonl
     if jsonl is None:
         raise ExecutorError("data.type is jsonl, but data.jsonl is missing.", "Give data.jsonl: {path: FILE}.")
-    if ctx.data_path is not None and ctx.data_path.is_file():
-        return ctx.data_path
+    pulled = pulled_data(ctx)
+    if jsonl.path is None and jsonl.task_id is None and pulled is not None and pulled.is_file():
+        return pulled
     names = ("*.jsonl",)
     wanted = Wanted("data.jsonl", names, jsonl.path, jsonl.task_id, jsonl.url, jsonl.headers, jsonl.timeout_sec)
     return locate(wanted, results=ctx.results, downloads=ctx.out / ".cache" / "downloads")
 
 
 def _from_dataset(ctx: TaskContext, data: Data) -> PromptRows:
-    if ctx.data_path is None:
+    path = pulled_data(ctx)
+    if path is None:
         raise ExecutorError("data.type is dataset, but data.url names no data set.", "Give data.url.")
     cache = ctx.out / ".cache" / "datasets"
-    table = open_table(ctx.data_path, split=data.split, config=data.name or data.config_name, cache=cache)
+    table = open_table(path, split=data.split, config=data.name or data.config_name, cache=cache)
     return _from_table(data, table, "data.column", data.column)
 
 
@@ -171,15 +173,14 @@ def _from_table(data: Data, table: Table, key: str, column: str) -> PromptRows:
     if data.max_samples is not None:
         table = table.picked(range(min(data.max_samples, len(table.rows))))
     rows = tuple(
-        PromptRow(index, as_prompt(f"{table.origin} row {index}, column {column}", _given(row, column)),
-                  {name: row.get(source) for source, name in renames.items()})
+        PromptRow(
+            index,
+            as_prompt(f"{table.origin} row {index}, column {column}", row.get(column)),
+            {name: row.get(source) for source, name in renames.items()},
+        )
         for index, row in enumerate(table.rows)
-    )  # fmt: skip
+    )
     return PromptRows(rows, table.warnings)
-
-
-def _given(row: Row, column: str) -> Json:
-    return row.get(column)
 
 
 def _metadata_columns(data: Data, table: Table, prompt_column: str) -> dict[str, str]:

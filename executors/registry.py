@@ -28,19 +28,19 @@ def names() -> tuple[str, ...]:
 def find(task_type: str) -> type[Executor]:
     """Return the executor class of a task type.
 
-    Importing it may import heavy libraries. Raises ExecutorError when there is none, when a library that it needs is
-    missing, or when two packages offer the same name.
+    The classes that come with MLOC import no heavy library before they run. Raises ExecutorError when there is none,
+    when a library that it needs is missing, or when two packages offer the same name.
     """
     loader = _loader(task_type)
     try:
         return loader()
     except ImportError as error:
-        raise missing_library(error, _EXTRAS.get(task_type)) from error
+        raise missing_library(error, task_type) from error
 
 
-def missing_library(error: ImportError, extra: str | None) -> ExecutorError:
+def missing_library(error: ImportError, task_type: str) -> ExecutorError:
     """Explain an import that failed, with the command that mends it."""
-    library = error.name or str(error)
+    library, extra = error.name or str(error), _EXTRAS.get(task_type)
     way_out = f"pip install 'mloc-dagster[{extra}]'" if extra else f"pip install {library}"
     return ExecutorError(f"{library} cannot be imported ({error}), so this stage cannot run here.", f"Run: {way_out}")
 

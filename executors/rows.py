@@ -10,7 +10,7 @@ from executors.base import ExecutorError
 from executors.context import TaskContext
 from executors.messages import Message, Text, as_conversation, is_conversation
 from executors.prompts import jsonl_path
-from executors.tables import Row, Table, open_table, read_jsonl, table_of
+from executors.tables import Row, Table, open_table, pulled_data, read_jsonl, table_of
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.data import Data
 
@@ -76,7 +76,10 @@ def training_rows(ctx: TaskContext) -> TrainingRows:
 
 
 def examples(rows: TrainingRows) -> list[Example]:
-    """Return what supervised training learns from. Raises ExecutorError naming row and column of the first bad value."""
+    """Return what supervised training learns from.
+
+    Raises ExecutorError naming row and column of the first bad value.
+    """
     return list(_examples(rows.table, rows.fields))
 
 
@@ -96,9 +99,10 @@ def _table(ctx: TaskContext, data: Data) -> tuple[Table, Fields] | None:
         rows = read_jsonl(path) if path.suffix in (".jsonl", ".ndjson") else None
         cache = ctx.out / ".cache" / "datasets"
         return (open_table(path, cache=cache) if rows is None else table_of(rows, path.name)), named
-    if ctx.data_path is not None:
+    path = pulled_data(ctx)
+    if path is not None:
         cache = ctx.out / ".cache" / "datasets"
-        table = open_table(ctx.data_path, split=data.split, config=data.config_name or data.name, cache=cache)
+        table = open_table(path, split=data.split, config=data.config_name or data.name, cache=cache)
         return table, fields
     if data.prompts is not None:
         return table_of([_inline(index, item) for index, item in enumerate(data.prompts)], "data.prompts"), fields

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import ExecutorError
-from executors.slices import Slice, parse_split
+from executors.context import TaskContext
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.slices import Slice, SliceError, parse_slice
 
 Row = Mapping[str, Json]
 _BUILDERS = {".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text", ".arrow": "arrow"}
@@ -48,13 +49,23 @@ class Table:
         )
 
 
+def pulled_data(ctx: TaskContext) -> Path | None:
+    """The data set or file that was pulled for the stage, or that the older `dataset.source` names on this machine."""
+    source = ctx.spec.data.source
+    if ctx.data_path is None and source is not None and source.type == "local":
+        return Path(source.path)
+    return ctx.data_path
+
+
 def open_table(path: Path, *, split: str = "train", config: str | None = None, cache: Path) -> Table:
     """Read a split of a data set folder or file. Arrow copies are written below `cache` only."""
     if not path.exists():
-        raise ExecutorError(f"The data at {path} is not there.", "Check data.url, data.dataset_name or data.jsonl.path.")
+        raise ExecutorError(
+            f"The data at {path} is not there.", "Check data.url, data.dataset_name or data.jsonl.path."
+        )
     if path.is_file() and path.suffix in {".jsonl", ".ndjson"}:
-        return _from_jsonl(path, parse_split(split))
-    return _from_datasets(path, split, config, cache)
+        return _from_jsonl(path, _parsed(split))
+    return _from_datasets(path, _parsed(split), config, cache)
 
 
 def read_jsonl(path: Path) -> list[Row]:
@@ -79,33 +90,33 @@ def table_of(rows: Sequence[Row], origin: str) -> Table:
     return Table(rows, tuple(dict.fromkeys(key for row in rows for key in row)), origin)
 
 
-def _from_jsonl(path: Path, parts: tuple[Slice, ...]) -> Table:
+def _parsed(split: str) -> Slice:
+    try:
+        return parse_slice(split)
+    except SliceError as error:
+        raise ExecutorError(f"data.split: {error}") from None
+
+
+def _from_jsonl(path: Path, part: Slice) -> Table:
     rows = read_jsonl(path)
-    unknown = [part.name for part in parts if part.name != "train"]
-    if unknown:
-        raise ExecutorError(f"split is {unknown[0]!r}, but the file {path.name} has only train.", "Write split: train.")
-    return table_of([rows[index] for part in parts for index in part.rows(len(rows))], path.name)
+    if part.name != "train":
+        raise ExecutorError(f"split is {part.name!r}, but the file {path.name} has only train.", "Write split: train.")
+    return table_of([rows[index] for index in part.rows(len(rows))], path.name)
 
 
-def _from_datasets(path: Path, split: str, config: str | None, cache: Path) -> Table:
+def _from_datasets(path: Path, part: Slice, config: str | None, cache: Path) -> Table:
     import datasets
 
     source, options = _builder(path)
-    splits, config, split, warnings = _config_and_split(source, options, config, split, path.name)
-    parts = parse_split(split)
-    for part in parts:
-        if part.name not in splits:
-            raise ExecutorError(f"split is {part.name!r}, which {path.name} lacks.", f"Splits: {', '.join(splits)}.")
+    splits, config, part, warnings = _config_and_split(source, options, config, part, path.name)
+    if part.name not in splits:
+        raise ExecutorError(f"split is {part.name!r}, which {path.name} lacks.", f"Splits: {', '.join(splits)}.")
     try:
-        loaded = {
-            name: datasets.load_dataset(source, name=config, split=name, cache_dir=str(cache), **options)
-            for name in {part.name for part in parts}
-        }
+        loaded = datasets.load_dataset(source, name=config, split=part.name, cache_dir=str(cache), **options)
     except Exception as error:
         raise ExecutorError(f"{path.name} cannot be read as a data set: {error}.", "Check its files.") from error
-    picked = [loaded[part.name].select(part.rows(len(loaded[part.name]))) for part in parts]
-    rows = picked[0] if len(picked) == 1 else datasets.concatenate_datasets(picked)
-    return Table(rows, tuple(rows.column_names), f"{path.name} [{split}]", warnings)
+    rows = loaded.select(part.rows(len(loaded)))
+    return Table(rows, tuple(rows.column_names), f"{path.name} [{part}]", warnings)
 
 
 def _builder(path: Path) -> tuple[str, dict[str, Any]]:
@@ -119,8 +130,8 @@ def _builder(path: Path) -> tuple[str, dict[str, Any]]:
 
 
 def _config_and_split(
-    source: str, options: dict[str, Any], config: str | None, split: str, name: str
-) -> tuple[list[str], str | None, str, tuple[str, ...]]:
+    source: str, options: dict[str, Any], config: str | None, part: Slice, name: str
+) -> tuple[list[str], str | None, Slice, tuple[str, ...]]:
     """Splits, configuration and split to load.
 
     A configuration that is not there but names a split is taken for the prefix of the split (SPEC §7).
@@ -129,17 +140,17 @@ def _config_and_split(
 
     try:
         if options:
-            return ["train"], None, split, ()
+            return ["train"], None, part, ()
         configs = datasets.get_dataset_config_names(source)
         if config is None or config in configs:
-            return datasets.get_dataset_split_names(source, config_name=config), config, split, ()
+            return datasets.get_dataset_split_names(source, config_name=config), config, part, ()
         splits = datasets.get_dataset_split_names(source)
     except Exception as error:
         raise ExecutorError(f"{name} cannot be read as a data set: {error}.", "Check its files.") from error
     if config in splits:
-        bounds = split[split.index("[") :] if "[" in split else ""
-        warning = f"data.config_name: {config!r} is a split of {name}, not a configuration; read as split {config + bounds!r}"
-        return splits, None, config + bounds, (warning,)
+        part = part.renamed(config)
+        warning = f"data.config_name: {config!r} is a split of {name}, not a configuration; read as {str(part)!r}"
+        return splits, None, part, (warning,)
     raise ExecutorError(
         f"data.config_name is {config!r}, which {name} lacks.",
         f"Configurations: {', '.join(configs)}; splits: {', '.join(splits)}.",

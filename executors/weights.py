@@ -32,7 +32,13 @@ def starting_weights(ctx: TaskContext) -> Start:
     if load is None:
         return Start(_base(ctx))
     wanted = Wanted(
-        "checkpoint.load", ("final_model", "final_lora"), load.path, load.task_id, load.url, load.headers, load.timeout_sec
+        "checkpoint.load",
+        ("final_model", "final_lora"),
+        load.path,
+        load.task_id,
+        load.url,
+        load.headers,
+        load.timeout_sec,
     )
     found = locate(wanted, results=ctx.results, downloads=ctx.out / ".cache" / "downloads")
     folder = unpack(found, ctx.out / ".cache", archive_format=load.archive_format)
@@ -48,10 +54,7 @@ def starting_weights(ctx: TaskContext) -> Start:
 
 
 def trusts_code(ctx: TaskContext) -> bool:
-    """Whether a model may run its own code: the file asks for it and the deployment allows it.
-
-    Raises ExecutorError when the model cannot be loaded without.
-    """
+    """Whether a model may run its own code: the file asks for it and the deployment allows it."""
     source, vllm, transformers = ctx.spec.model.source, ctx.spec.model.vllm, ctx.spec.model.transformers
     asked = any(part and part.trust_remote_code for part in (source, vllm, transformers))
     return asked and ctx.code_allowed

@@ -22,15 +22,24 @@ from mloc_dagster.spec.model import Transformers, Vllm
 if TYPE_CHECKING:
     from executors.inference.engine import Engine
 
+_DATA = (
+    "type", "url", "name", "dataset_name", "config_name", "revision", "split", "column", "shuffle", "seed",
+    "max_samples", "metadata_columns", "metadata_include_all", "items", "metadata", "template.*", "task", "prompts",
+    "jsonl.*", "input_sources.*", "processing.*", "source.*",
+)  # fmt: skip
+_USES = frozenset({
+    "model.source.*", "model.config.fp16", "model.config.bf16", "model.adapters", "model.vllm.*",
+    "model.transformers.*", "inference.*", "postprocess.*", "query", "task", "enforce_cpu", "checkpoint.*",
+    *(f"data.{key}" for key in _DATA),
+})  # fmt: skip
+
 
 class InferenceExecutor:
     """`inference`: generates for every prompt row and returns the items in order (SPEC §12)."""
 
     name = "inference"
     inline = False
-    uses = frozenset({
-        "model.*", "data.*", "inference.*", "postprocess.*", "query", "task", "enforce_cpu", "checkpoint.*", "parallel.*",
-    })  # fmt: skip
+    uses = _USES
     section = None
 
     def run(self, ctx: TaskContext) -> Result:
@@ -79,7 +88,9 @@ def load_engine(ctx: TaskContext, weights: Weights) -> Engine:
             from executors.inference.vllm_engine import VllmEngine
 
             dtype, warnings = _dtype(ctx, model.vllm and model.vllm.dtype, on_gpu)
-            engine = VllmEngine(weights, model.vllm or Vllm(), dtype=dtype, devices=ctx.devices if on_gpu else (), out=ctx.out)
+            engine = VllmEngine(
+                weights, model.vllm or Vllm(), dtype=dtype, devices=ctx.devices if on_gpu else (), out=ctx.out
+            )
             engine.warnings += warnings
             return engine
         if model.vllm is not None:

@@ -44,9 +44,7 @@ def find_adapter(ctx: TaskContext, adapter: Adapter, index: int) -> RuntimeAdapt
     return RuntimeAdapter(name, _scaled(folder, adapter.scale, cache / f"adapter_{index}"))
 
 
-def merge(
-    model: Path, adapters: Sequence[RuntimeAdapter], into: Path, *, dtype: str, trust_remote_code: bool
-) -> Path:
+def merge(model: Path, adapters: Sequence[RuntimeAdapter], into: Path, *, dtype: str, trust_remote_code: bool) -> Path:
     """Write a copy of the model with the adapters merged in, one after the other, and return its folder."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -10,7 +10,9 @@ from executors.messages import Message, Text
 from executors.prompts import PromptRow
 
 
-def tokenize(tokenizer: Any, rows: Sequence[PromptRow], system_prompt: str | None, context: int | None) -> list[list[int]]:
+def tokenize(
+    tokenizer: Any, rows: Sequence[PromptRow], system_prompt: str | None, context: int | None
+) -> list[list[int]]:
     """Return the token ids of each row.
 
     A model with a chat template gets a conversation, any other the text with the system prompt before it. `context`

@@ -43,9 +43,7 @@ class Engine(Protocol):
     """Longest prompt and answer together, in tokens."""
     warnings: list[str]
 
-    def generate(
-        self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
         """Return `n` completions for each prompt, in order."""
         ...
 
@@ -77,7 +75,10 @@ class Sampling:
 
 
 def sampling_of(inference: Inference) -> Sampling:
-    """Return the settings. Greedy means `temperature: 0` or `do_sample: false`; raises ExecutorError for greedy n > 1."""
+    """Return the settings. Greedy means `temperature: 0` or `do_sample: false`.
+
+    Raises ExecutorError for greedy n > 1.
+    """
     greedy = inference.temperature == 0 or inference.do_sample is False
     if greedy and inference.n > 1:
         raise ExecutorError(

@@ -42,7 +42,9 @@ def inside(folder: Path, wanted: str) -> Path:
     """Return where a path of the file lands inside the folder; raises ExecutorError for `..`."""
     parts = PurePosixPath(wanted).parts
     if ".." in parts:
-        raise ExecutorError(f"postprocess.jsonl_export.path {wanted!r} leaves the result folder.", "Write it without '..'.")
+        raise ExecutorError(
+            f"postprocess.jsonl_export.path {wanted!r} leaves the result folder.", "Write it without '..'."
+        )
     kept = [part for part in parts if part not in ("/", ".")]
     if not kept:
         raise ExecutorError(f"postprocess.jsonl_export.path {wanted!r} names no file.", "Write a file name.")
@@ -60,7 +62,9 @@ def as_field(value: ExportField | Json) -> ExportField:
         if source in ("metadata", "item") and key:
             return ExportField(source=source, key=key)  # pyright: ignore[reportArgumentType]
     if isinstance(value, Mapping) and ({"from", "source"} & set(value)):
-        given = {"source" if key == "from" else "value" if key == "literal" else key: item for key, item in value.items()}
+        given = {
+            "source" if key == "from" else "value" if key == "literal" else key: item for key, item in value.items()
+        }
         return ExportField.model_validate(given)
     return ExportField(source="literal", value=value)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -24,9 +26,7 @@ class Penalties(LogitsProcessor):
         counts = torch.zeros_like(scores).scatter_add_(
             1, input_ids[:, self._width :], torch.ones_like(input_ids[:, self._width :], dtype=scores.dtype)
         )
-        prompt = torch.zeros_like(scores).scatter_add_(
-            1, input_ids[:, : self._width], self._mask.to(scores.dtype)
-        )
+        prompt = torch.zeros_like(scores).scatter_add_(1, input_ids[:, : self._width], self._mask.to(scores.dtype))
         factor = self._sampling.repetition_penalty
         seen = (counts + prompt) > 0
         scores = torch.where(seen, torch.where(scores > 0, scores / factor, scores * factor), scores)
@@ -40,7 +40,7 @@ class SeededSampling(LogitsProcessor):
     """
 
     def __init__(self, sampling: Sampling, places: list[tuple[int, int]]) -> None:
-        self._warpers = [TemperatureLogitsWarper(sampling.temperature)]
+        self._warpers: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
         if sampling.top_k:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:

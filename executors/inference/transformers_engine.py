@@ -36,7 +36,7 @@ class TransformersEngine:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         arguments = self._arguments(options, on_gpu) | {"dtype": dtype, "trust_remote_code": weights.trust_remote_code}
         try:
-            model = AutoModelForCausalLM.from_pretrained(weights.model, **arguments)
+            model: Any = AutoModelForCausalLM.from_pretrained(weights.model, **arguments)
         except (OSError, ValueError) as error:
             raise ExecutorError(
                 f"The model {weights.model} cannot be loaded: {str(error).splitlines()[0]}",
@@ -47,9 +47,7 @@ class TransformersEngine:
         self._model = _with_adapters(model, weights).eval()
         self.context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def generate(
-        self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
         """Return `n` completions for each prompt. With a seed, a row's text does not depend on its batch."""
         work = [(row, draw) for row in range(len(prompts)) for draw in range(sampling.n)]
         found: list[list[Completion]] = [[] for _ in prompts]
@@ -69,9 +67,7 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _batch(
-        self, prompts: list[list[int]], places: list[tuple[int, int]], sampling: Sampling
-    ) -> list[Completion]:
+    def _batch(self, prompts: list[list[int]], places: list[tuple[int, int]], sampling: Sampling) -> list[Completion]:
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         pads = [width - len(prompt) for prompt in prompts]
@@ -173,7 +169,8 @@ class _StopTexts(StoppingCriteria):
         self._tail = max(map(len, stop), default=0) + 8
         """A token is at least one character, but some are part of one or none."""
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        """A flag for each row."""
         if not self._stop:
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         tails = input_ids[:, self._width :][:, -self._tail :].tolist()

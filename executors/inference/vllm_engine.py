@@ -28,7 +28,9 @@ class VllmEngine:
         from vllm import LLM
         from vllm.engine.arg_utils import EngineArgs
 
-        arguments = options.model_dump(exclude_none=True, exclude={"tensor_parallel_size", "trust_remote_code", "dtype"})
+        arguments = options.model_dump(
+            exclude_none=True, exclude={"tensor_parallel_size", "trust_remote_code", "dtype"}
+        )
         _refuse_unknown(arguments, EngineArgs)
         arguments |= {
             "model": str(weights.model),
@@ -49,14 +51,14 @@ class VllmEngine:
         try:
             self._llm = LLM(**arguments)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ExecutorError(f"vLLM cannot load the model: {error}", "See stdout.log for what the engine says.") from error
+            raise ExecutorError(
+                f"vLLM cannot load the model: {error}", "See stdout.log for what the engine says."
+            ) from error
         self._adapters = weights.adapters
         self.tokenizer = self._llm.get_tokenizer()
         self.context: int | None = self._llm.llm_engine.model_config.max_model_len
 
-    def generate(
-        self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress
-    ) -> list[list[Completion]]:
+    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
         """Return `n` completions for each prompt; vLLM batches them as it sees fit."""
         from vllm.inputs import TokensPrompt
 

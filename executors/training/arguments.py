@@ -22,7 +22,13 @@ _HANDLED_HERE = {
     "auto_deepspeed_stage", "deepspeed", "fsdp", "fsdp_config", "fp16", "bf16", "early_stopping",
 }  # fmt: skip
 _GPU_ONLY = ("deepspeed", "fsdp", "fsdp_config")
-_TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow", "trackio": "trackio", "swanlab": "swanlab"}
+_TRACKERS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "mlflow": "mlflow",
+    "trackio": "trackio",
+    "swanlab": "swanlab",
+}
 
 
 @dataclass(frozen=True)
@@ -98,7 +104,7 @@ def _distribution(training: Training, on_gpu: bool, warnings: list[str]) -> dict
 
 def _tracking(training: Training, known: set[str], warnings: list[str]) -> dict[str, Any]:
     asked = [training.log_with] if isinstance(training.log_with, str) else training.log_with or []
-    present = [name for name in asked if find_spec(_TRACKERS.get(name, name))]
+    present = [name for name in asked if find_spec(name)]
     for name in asked:
         if name not in present:
             warnings.append(f"training.log_with: {name} is not installed here, so nothing is sent to it")

@@ -65,6 +65,10 @@ def newest_state(folder: Path) -> Path | None:
     return max(found, key=_steps, default=None)
 
 
+class AlreadyFinished(Exception):
+    """The checkpoint that training goes on from was written after its last step."""
+
+
 class Checkpointing(TrainerCallback):
     """Saves when it is due, marks what is complete, and only then removes older checkpoints.
 
@@ -87,9 +91,14 @@ class Checkpointing(TrainerCallback):
             self._every = max(1, state.max_steps // _AUTOMATIC_PARTS)
         self._saved_at = time.monotonic()
 
-    def on_step_end(
+    def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Raise AlreadyFinished instead of one step too many: the trainer looks at its limit only after a step."""
+        if state.global_step >= state.max_steps:
+            raise AlreadyFinished
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint when one is due."""
         late = self._strategy == "auto" and time.monotonic() - self._saved_at > _AUTOMATIC_SECONDS
         regular = self._strategy in ("auto", "steps") and state.global_step % (self._every or 1) == 0

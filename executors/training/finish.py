@@ -57,6 +57,9 @@ def training_result(
         "checkpoints_dir": str(ctx.out / "checkpoints"),
         "resume_from_path": str(resumed_from) if resumed_from else None,
         **saved,
+        "weights_digest": weights_digest,
+        "initial_weights_digest": start_digest,
+        "weights_changed": changed,
         "metrics": metrics,
         "log_history": history,
     }

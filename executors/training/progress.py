@@ -17,17 +17,20 @@ class Progress(TrainerCallback):
         self._ctx = ctx
         self._metrics: dict[str, float] = {}
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report the step; on request store the state and end."""
         self._ctx.progress.update(state.global_step, state.max_steps, "steps", **self._metrics)
         if self._ctx.stop.is_set():
             control.should_save = control.should_log = control.should_training_stop = True
 
     def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Json] | None = None, **kwargs: Any
-    ) -> None:  # fmt: skip
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Json] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Keep the numbers of the newest log line."""
         self._metrics = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
         self._ctx.progress.update(state.global_step, state.max_steps, "steps", **self._metrics)

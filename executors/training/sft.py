@@ -1,38 +1,30 @@
-"""Supervised fine-tuning with TRL's SFTTrainer: all weights (`sft`) or LoRA adapters (`lora_sft`).
-
-How a row becomes tokens:
-- prompt and response, model with a chat template: one user turn and one assistant turn; the answer is learned.
-- prompt and response, plain model: the prompt, then `separator` + response; both separator and response are learned,
-  so the same prompt without any separator is all that generation needs later.
-- one text column or a `prompt_template`: every token is learned. Conversations go through the chat template.
-"""
+"""`sft` and `lora_sft`: what they read. The recipe is in `supervised.py`, loaded only when it runs."""
 
 from __future__ import annotations
 
-import time
-from typing import Any
-
-from datasets import Dataset
-from peft import PeftModel, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
-
-from executors.base import ExecutorError, Interrupted, Result
+from executors.base import ExecutorError, Result
 from executors.context import TaskContext
-from executors.rows import Example, Pair, TrainingRows, examples, training_rows
-from executors.training.arguments import trainer_arguments
-from executors.training.checkpoints import Checkpointing, resume_point
-from executors.training.devices import on_gpu, training_dtype
-from executors.training.finish import end_if_stopped, fingerprint, save_weights, training_result
-from executors.training.lora import lora_config, lora_settings, quantization
-from executors.training.progress import Progress
-from executors.weights import Start, digest, starting_weights, trusts_code
-from mloc_dagster.spec.base import Json
-from mloc_dagster.spec.model import Lora
 
-_LORA_LEARNING_RATE = 2e-4
-"""Ten times the default for all weights, as TRL's documentation advises for adapters."""
-_USES = frozenset({"model.*", "data.*", "training.*", "checkpoint.*", "enforce_cpu"})
+_DATA = (
+    "url", "dataset_name", "config_name", "name", "revision", "split", "max_samples", "shuffle", "seed", "jsonl.*",
+    "prompts", "preferences", "prompt_column", "response_column", "chosen_column", "text_field", "separator",
+    "prompt_template", "source.*",
+)  # fmt: skip
+_TRAINING = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "warmup_steps", "weight_decay", "logging_steps", "save_steps", "save_strategy", "save_total_limit", "save_model",
+    "max_seq_length", "packing", "fp16", "bf16", "gradient_checkpointing", "seed", "max_grad_norm", "resume_from_path",
+    "deepspeed", "fsdp", "fsdp_config", "ddp_find_unused_parameters", "log_with", "tracker_project_name",
+)  # fmt: skip
+TRAINING_OF_OTHERS = frozenset({
+    "output_dir", "beta", "target_kl", "kl_coef", "ppo_epochs", "mini_batch_size", "num_mini_batches", "early_stopping",
+    "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed", "auto_deepspeed_stage",
+})  # fmt: skip
+"""Typed keys of `spec.training` that supervised training does not read. Any further key goes to TRL's SFTConfig."""
+_USES = frozenset({
+    "model.source.*", "model.adapter.*", "model.transformers.dtype", "model.transformers.trust_remote_code",
+    "checkpoint.*", "enforce_cpu", *(f"data.{key}" for key in _DATA), *(f"training.{key}" for key in _TRAINING),
+})  # fmt: skip
 
 
 class SftExecutor:
@@ -45,6 +37,9 @@ class SftExecutor:
 
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
+        from executors.training.lora import lora_settings
+        from executors.training.supervised import fine_tune
+
         adapter = ctx.spec.model.adapter
         return fine_tune(ctx, None if adapter is None or adapter.type == "full" else lora_settings(ctx))
 
@@ -59,103 +54,9 @@ class LoraSftExecutor:
 
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_lora/`."""
+        from executors.training.lora import lora_settings
+        from executors.training.supervised import fine_tune
+
         if ctx.spec.model.adapter and ctx.spec.model.adapter.type == "full":
             raise ExecutorError("model.adapter.type is full, but taskType is lora_sft.", "Write taskType: sft.")
         return fine_tune(ctx, lora_settings(ctx))
-
-
-def fine_tune(ctx: TaskContext, lora: Lora | None) -> Result:
-    """Rows, weights, trainer, checkpoints, result."""
-    started = time.monotonic()
-    rows = training_rows(ctx)
-    start = starting_weights(ctx)
-    gpu = on_gpu(ctx)
-    checkpoints = ctx.out / "checkpoints"
-    arguments = trainer_arguments(
-        ctx.spec.training, SFTConfig, checkpoints=checkpoints, on_gpu=gpu,
-        learning_rate=_LORA_LEARNING_RATE if lora else None,
-    )  # fmt: skip
-    args = arguments.build(SFTConfig)
-    args._n_gpu = min(args.n_gpu, 1)  # one process drives one device; nn.DataParallel is never wanted
-    tokenizer = AutoTokenizer.from_pretrained(start.model, trust_remote_code=trusts_code(ctx))
-    dataset = as_dataset(rows, has_chat_template=bool(tokenizer.chat_template))
-    model, warnings = load_model(ctx, start, lora, gpu)
-    trainer = SFTTrainer(
-        model=model,
-        args=args,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=lora_config(lora) if lora and not isinstance(model, PeftModel) else None,
-        callbacks=[Checkpointing(ctx.spec.training), Progress(ctx)],
-    )
-    if ctx.stop.is_set():
-        raise Interrupted
-    before = fingerprint(trainer.model)
-    resumed_from = resume_point(ctx, checkpoints)
-    trainer.train(resume_from_checkpoint=str(resumed_from) if resumed_from else None)
-    end_if_stopped(ctx, trainer)
-    saved, weights_digest = _save(ctx, trainer, tokenizer, lora)
-    return training_result(
-        ctx, trainer, rows=len(dataset), seconds=time.monotonic() - started, resumed_from=resumed_from, saved=saved,
-        weights_digest=weights_digest, start_digest=digest(start.model), changed=fingerprint(trainer.model) != before,
-        warnings=[*rows.table.warnings, *arguments.warnings, *warnings],
-    )  # fmt: skip
-
-
-def as_dataset(rows: TrainingRows, *, has_chat_template: bool) -> Dataset:
-    """Return the rows in TRL's formats: `prompt` + `completion`, `text`, or `messages`; kept in memory."""
-    return Dataset.from_list([_record(example, rows, has_chat_template) for example in examples(rows)])
-
-
-def load_model(ctx: TaskContext, start: Start, lora: Lora | None, gpu: bool) -> tuple[Any, list[str]]:
-    """Load the starting weights; an adapter that a checkpoint names is trained on, or merged for full training."""
-    quantized, warnings = quantization(ctx, gpu)
-    arguments: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": 0}} if quantized else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            start.model, dtype=training_dtype(ctx, gpu, lora is not None), trust_remote_code=trusts_code(ctx), **arguments
-        )
-    except (OSError, ValueError) as error:
-        raise ExecutorError(
-            f"The model {start.model} cannot be loaded: {str(error).splitlines()[0]}",
-            "Remote code runs only if trust_remote_code is set and the deployment allows it.",
-        ) from error
-    if quantized:
-        model = prepare_model_for_kbit_training(model)
-    if start.adapter and lora:
-        model = PeftModel.from_pretrained(model, str(start.adapter), is_trainable=True)
-    elif start.adapter:
-        model = PeftModel.from_pretrained(model, str(start.adapter)).merge_and_unload(safe_merge=True)
-    return model, warnings
-
-
-def _record(example: Example, rows: TrainingRows, has_chat_template: bool) -> dict[str, Json]:
-    if isinstance(example, Pair):
-        if isinstance(example.prompt, str) and has_chat_template:
-            return {
-                "prompt": [{"role": "user", "content": example.prompt}],
-                "completion": [{"role": "assistant", "content": example.response}],
-            }
-        if isinstance(example.prompt, str):
-            return {"prompt": example.prompt, "completion": f"{rows.fields.separator}{example.response}"}
-        _need_template(rows, has_chat_template)
-        return {"prompt": example.prompt, "completion": example.response}
-    if isinstance(example.text, str):
-        return {"text": example.text}
-    _need_template(rows, has_chat_template)
-    return {"messages": example.text}
-
-
-def _need_template(rows: TrainingRows, has_chat_template: bool) -> None:
-    if not has_chat_template:
-        raise ExecutorError(
-            f"{rows.table.origin} holds conversations, but the model has no chat template.",
-            "Use a chat model, or plain text columns.",
-        )
-
-
-def _save(ctx: TaskContext, trainer: Any, tokenizer: Any, lora: Lora | None) -> tuple[dict[str, Json], str | None]:
-    if not ctx.spec.training.save_model:
-        return {}, None
-    folder = ctx.out / ("final_lora" if lora else "final_model")
-    return {f"{folder.name}_path": str(folder)}, save_weights(trainer, tokenizer, folder)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import yaml
 from dagster import (
     AssetCheckSpec,
     AssetKey,
     AssetsDefinition,
     AssetSpec,
     JobDefinition,
+    MetadataValue,
     in_process_executor,
     multi_asset,
 )
@@ -20,10 +25,13 @@ from dagster._core.definitions.assets.job.asset_job import build_asset_job
 from mloc_dagster.definitions.execution import execute
 from mloc_dagster.plan.digest import CODE_VERSION
 from mloc_dagster.plan.steps import Plan, Step
+from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 
-_KINDS = {"dataset": {"dataset"}, "publish": {"publish"}}
+_SECRET = re.compile("token|secret|passw|authorization|cookie|credential|api_?key|access_?key", re.IGNORECASE)
+_OPEN = re.compile("tokens$|tokenizer|token_id|^(max|min|pad|eos|bos|stop|num)_", re.IGNORECASE)
+_LOGIN = re.compile(r"://[^/@\s]+@")
 
 
 @dataclass(frozen=True)
@@ -36,8 +44,9 @@ class TaskJob:
 
 
 def build_job(plan: Plan, name: str) -> TaskJob:
-    """Return the job of a plan. Steps run one after the other in the run's process, heavy work in processes of its own."""
-    assets = tuple(_asset(plan, step) for step in plan.steps)
+    """Return the job of a plan; its steps run one by one in the run's process, heavy work in processes of its own."""
+    common = Counter(step.op_name for step in plan.steps)
+    assets = tuple(_asset(plan, step, _op_name(step, common)) for step in plan.steps)
     job = build_asset_job(
         name=name,
         asset_graph=AssetGraph.from_assets(assets),
@@ -49,7 +58,14 @@ def build_job(plan: Plan, name: str) -> TaskJob:
     return TaskJob(plan, assets, job)
 
 
-def _asset(plan: Plan, step: Step) -> AssetsDefinition:
+def _op_name(step: Step, common: Counter[str]) -> str:
+    """The step's name for its op; told apart where two keys differ only in characters that Dagster does not take."""
+    if common[step.op_name] == 1:
+        return step.op_name
+    return f"{step.op_name}_{hashlib.sha256(step.key.encode()).hexdigest()[:6]}"
+
+
+def _asset(plan: Plan, step: Step, op_name: str) -> AssetsDefinition:
     stage = step.stage
     assert stage is not None
     key = AssetKey(list(step.asset_key))
@@ -62,11 +78,11 @@ def _asset(plan: Plan, step: Step) -> AssetsDefinition:
         tags=_asset_tags(plan, step, stage),
         kinds=_kinds(step, stage),
         code_version=CODE_VERSION,
-        metadata={"source": step.source} if step.source else None,
+        metadata=_metadata(plan, step, stage),
     )
     checks = [AssetCheckSpec(name=name, asset=key) for name in check_names(step)]
 
-    @multi_asset(name=step.op_name, specs=[spec], check_specs=checks, op_tags={"mloc/step": step.kind})
+    @multi_asset(name=op_name, specs=[spec], check_specs=checks, op_tags={"mloc/step": step.kind})
     def compute(context):  # Dagster reads annotations at run time, which deferred ones break
         yield from execute(context, plan, step)
 
@@ -84,7 +100,12 @@ def check_names(step: Step) -> tuple[str, ...]:
 def run_tags(plan: Plan) -> dict[str, str]:
     """Tags of every run of a plan."""
     task = plan.task
-    return {"mloc/task": task.name, "mloc/owner": task.owner, "mloc/project": task.project, "mloc/spec_digest": task.digest[:16]}
+    return {
+        "mloc/task": task.name,
+        "mloc/owner": task.owner,
+        "mloc/project": task.project,
+        "mloc/spec_digest": task.digest[:16],
+    }
 
 
 def _asset_tags(plan: Plan, step: Step, stage: Stage) -> dict[str, str]:
@@ -98,16 +119,53 @@ def _description(plan: Plan, step: Step, stage: Stage) -> str:
     if step.kind == "stage":
         what = known()[stage.spec.task_type].summary
         return f"{plan.task.description}\n\nStage {stage.name} ({stage.spec.task_type}): {what}.".strip()
-    return {"model": "Model", "dataset": "Data set", "publish": "Published result"}[step.kind] + f" {step.source}"
+    return {"model": "Model", "dataset": "Data set", "publish": "Published result"}[step.kind] + f" {_source(step)}"
+
+
+def _metadata(plan: Plan, step: Step, stage: Stage) -> dict[str, MetadataValue]:
+    metadata: dict[str, MetadataValue] = {}
+    if step.source:
+        metadata["source"] = MetadataValue.text(_source(step))
+    if step.kind not in ("stage", "publish"):
+        return metadata
+    if plan.task.path:
+        metadata["task_file"] = MetadataValue.path(f"{plan.task.path.absolute()}:{stage.line}")
+    if step.kind == "stage":
+        text = yaml.safe_dump(_without_secrets(stage.raw), sort_keys=False, allow_unicode=True)
+        metadata["spec"] = MetadataValue.md(f"```yaml\n{text}```")
+    return metadata
+
+
+def _source(step: Step) -> str:
+    return _LOGIN.sub("://***@", step.source)
+
+
+def _without_secrets(value: Json, name: str = "", hidden: bool = False) -> Json:
+    """Return a section with the values of keys that name a secret masked; references such as `${TOKEN}` stay."""
+    hidden = hidden or name == "headers" or bool(_SECRET.search(name) and not _OPEN.search(name))
+    if isinstance(value, Mapping):
+        return {str(key): _without_secrets(item, str(key), hidden) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_secrets(item, "", hidden) for item in value]
+    if hidden and value is not None and not isinstance(value, bool):
+        return value if isinstance(value, str) and value.startswith("${") else "***"
+    return _LOGIN.sub("://***@", value) if isinstance(value, str) else value
 
 
 def _kinds(step: Step, stage: Stage) -> set[str]:
-    if step.kind == "stage":
-        return {stage.spec.task_type.replace("_", "-"), "python"}
+    """Kinds for the icons of the UI: what it is, and what makes it."""
+    spec = stage.spec
     if step.kind == "model":
-        source = stage.spec.model.source
-        return {"model", source.type if source else "local"}
-    return _KINDS[step.kind]
+        return {"model", spec.model.source.type if spec.model.source else "local"}
+    if step.kind == "dataset":
+        return {"dataset", "huggingface"} if spec.data.dataset_name else {"dataset"}
+    if step.kind == "publish":
+        return {"publish", *([spec.output.destination.type] if spec.output.destination else [])}
+    if spec.model.vllm:
+        engine = "vllm"
+    else:
+        engine = "pytorch" if known()[spec.task_type].trains or spec.model.source else "python"
+    return {spec.task_type.replace("_", "-"), engine}
 
 
 def _owner(owner: str) -> str:

@@ -113,7 +113,9 @@ def _checks(step: Step, outcome: StepOutcome) -> Iterator[Check]:
 def _check(key: AssetKey, check: Check) -> AssetCheckResult:
     severity = AssetCheckSeverity.ERROR
     metadata = {name: _value(value) for name, value in check.metadata.items()}
-    return AssetCheckResult(asset_key=key, check_name=check.name, passed=check.passed, metadata=metadata, severity=severity)
+    return AssetCheckResult(
+        asset_key=key, check_name=check.name, passed=check.passed, metadata=metadata, severity=severity
+    )
 
 
 def _metadata(step: Step, outcome: StepOutcome, seconds: float) -> dict[str, MetadataValue]:
@@ -148,10 +150,19 @@ def _value(value: Json) -> MetadataValue:
     if isinstance(value, int):
         return MetadataValue.int(value)
     if isinstance(value, float):
-        return MetadataValue.float(value)
+        return MetadataValue.float(value) if math.isfinite(value) else MetadataValue.text(str(value))
     if isinstance(value, str):
         return MetadataValue.text(value)
-    return MetadataValue.json(value)
+    return MetadataValue.json(_finite(value))
+
+
+def _finite(value: Json) -> Json:
+    """JSON has no NaN, and the web UI cannot read a log that holds one."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list) else value
 
 
 def _table(rows: list[dict[str, Json]]) -> str:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 DAGSTER_YAML = """\
-# Written by mloc on first use; yours to change.
+# Runs of task files, on this machine; storage is SQLite in DAGSTER_HOME. Yours to change.
 run_launcher:
   module: mloc_dagster.definitions.launcher
   class: LocalRunLauncher
@@ -25,6 +25,9 @@ run_coordinator:
 run_monitoring:
   enabled: true
   poll_interval_seconds: 10
+
+code_servers:
+  local_startup_timeout: 600
 
 telemetry:
   enabled: false

@@ -21,7 +21,7 @@ from dagster._serdes import ConfigurableClass, ConfigurableClassData
 from mloc_dagster.store.home import Home
 
 WORKER = "mloc/worker"
-"""Run tag `<pid>:<start time of the process>`."""
+"""Run tag `<pid>:<identity of the process>`."""
 
 
 class LocalRunLauncher(RunLauncher, ConfigurableClass):
@@ -56,14 +56,15 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         home = Home.current()
         home.logs.mkdir(parents=True, exist_ok=True)
         root = Path(self._instance.root_directory)
-        environment = {**os.environ, "DAGSTER_HOME": str(root), "MLOC_HOME": str(home.root)}
+        places = {"DAGSTER_HOME": str(root), "MLOC_HOME": str(home.root), **_task_specs(context.dagster_run)}
+        environment = {**os.environ, **places}
         with (home.logs / f"{run_id}.log").open("ab") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", "mloc_dagster.definitions.worker", run_id],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment,
             )  # fmt: skip
         threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run_id[:8]}").start()
-        self._instance.add_run_tags(run_id, {WORKER: f"{worker.pid}:{_started(worker.pid)}"})
+        self._instance.add_run_tags(run_id, {WORKER: worker_tag(worker.pid)})
 
     def terminate(self, run_id: str) -> bool:
         """Ask the worker to end its work, and kill the whole session when it has not after the grace period."""
@@ -76,8 +77,7 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
             self._instance.report_run_canceled(run, message="the worker was gone already")
             return True
         worker.send_signal(signal.SIGTERM)
-        watcher = threading.Thread(target=self._see_to_the_end, args=(run_id, worker), daemon=False, name=f"end-{run_id[:8]}")
-        watcher.start()
+        threading.Thread(target=self._see_to_the_end, args=(run_id, worker), name=f"end-{run_id[:8]}").start()
         return True
 
     @property
@@ -86,34 +86,55 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         return True
 
     def check_run_worker_health(self, run: DagsterRun) -> CheckRunHealthResult:
-        """Whether the process that was started is still there."""
+        """Whether the process that was started is still there.
+
+        A run without a worker is executed by a process that is not ours, such as `dagster job execute`; Dagster's
+        monitoring fails whatever is not said to be running, so it is.
+        """
         if WORKER not in run.tags:
-            return CheckRunHealthResult(WorkerStatus.UNKNOWN, "the worker has not been noted yet")
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "not started by this launcher")
         if _worker(run) is not None:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
-        return CheckRunHealthResult(WorkerStatus.FAILED, f"the worker process {run.tags[WORKER].partition(':')[0]} is gone")
+        log = Home.current().logs / f"{run.run_id}.log"
+        pid = run.tags[WORKER].partition(":")[0]
+        message = f"the worker process {pid} is gone (killed, or out of memory); see {log}"
+        return CheckRunHealthResult(WorkerStatus.FAILED, message)
 
     def _see_to_the_end(self, run_id: str, worker: psutil.Process) -> None:
         deadline = time.monotonic() + self._grace
-        while time.monotonic() < deadline:
-            if not _alive(worker):
-                break
+        family = {worker}
+        while time.monotonic() < deadline and _alive(worker):
+            family |= _descendants(worker)
             time.sleep(0.1)
-        else:
-            _kill_session(worker.pid)
+        _kill(family)
         run = self._instance.get_run_by_id(run_id)
         if run and not run.is_finished:
             self._instance.report_run_canceled(run, message="the worker was ended")
 
 
+def worker_tag(pid: int) -> str:
+    """Return the value of the tag WORKER for a process: no other process, also after a restart, has the same."""
+    return f"{pid}:{_identity(pid)}"
+
+
+def _task_specs(run: DagsterRun) -> dict[str, str]:
+    """Where the run's code location was loaded from, so that a launcher in another folder finds the same task files."""
+    origin = run.remote_job_origin
+    location = origin.repository_origin.code_location_origin if origin else None
+    target = getattr(location, "loadable_target_origin", None)
+    folder = Path(target.working_directory) / "task_specs" if target and target.working_directory else None
+    if folder is None or not folder.is_dir() or "MLOC_TASK_SPECS" in os.environ:
+        return {}
+    return {"MLOC_TASK_SPECS": str(folder)}
+
+
 def _worker(run: DagsterRun) -> psutil.Process | None:
-    pid, _, started = run.tags.get(WORKER, "").partition(":")
+    pid, _, identity = run.tags.get(WORKER, "").partition(":")
     if not pid:
         return None
     try:
         process = psutil.Process(int(pid))
-        same = f"{process.create_time():.2f}" == started
-        return process if same and _alive(process) else None
+        return process if _identity(process.pid) == identity and _alive(process) else None
     except psutil.Error:
         return None
 
@@ -125,17 +146,33 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
+def _identity(pid: int) -> str:
+    """When the process started, in clock ticks since this boot; the time of day would move when the clock is set."""
+    try:
+        ticks = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
+        return f"{ticks}@{Path('/proc/sys/kernel/random/boot_id').read_text('utf-8').strip()[:8]}"
+    except OSError:
+        return _started(pid)
+
+
 def _started(pid: int) -> str:
     try:
-        return f"{psutil.Process(pid).create_time():.2f}"
+        return f"{psutil.Process(pid).create_time():.0f}"
     except psutil.Error:
         return "0"
 
 
-def _kill_session(pid: int) -> None:
-    for process in psutil.process_iter():
+def _descendants(worker: psutil.Process) -> set[psutil.Process]:
+    """All processes below a worker, also those in sessions of their own."""
+    try:
+        return set(worker.children(recursive=True))
+    except psutil.Error:
+        return set()
+
+
+def _kill(family: set[psutil.Process]) -> None:
+    for process in family:
         try:
-            if os.getsid(process.pid) == pid:
-                process.kill()
-        except (OSError, psutil.Error):
+            process.kill()  # psutil refuses when the id belongs to another process by now
+        except psutil.Error:
             continue

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRun
+from dagster._core.code_pointer import ModuleCodePointer
+from dagster._core.origin import JobPythonOrigin, RepositoryPythonOrigin
 from dagster._core.remote_origin import ManagedGrpcPythonEnvCodeLocationOrigin, RemoteJobOrigin, RemoteRepositoryOrigin
 from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
@@ -21,6 +23,7 @@ from mloc_dagster.store.atomic import write_text
 from mloc_dagster.store.home import Home
 
 LOCATION = "mloc"
+_MODULE, _REPOSITORY = "mloc_dagster.definitions", "mloc"
 
 
 def store_spec(home: Home, task: TaskFile, base: Path | None = None) -> str:
@@ -36,19 +39,25 @@ def store_spec(home: Home, task: TaskFile, base: Path | None = None) -> str:
     return name
 
 
-def submit_file(instance: DagsterInstance, home: Home, plan: Plan, *, fresh: bool = False, tags: dict[str, str] | None = None) -> str:
+def submit_file(
+    instance: DagsterInstance, home: Home, plan: Plan, *, fresh: bool = False, tags: dict[str, str] | None = None
+) -> str:
     """Store a plan's task file, create a run of its job and start it; returns the run's id."""
     return submit(instance, plan, store_spec(home, plan.task), fresh=fresh, tags=tags)
 
 
-def submit(instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: bool = False, tags: dict[str, str] | None = None) -> str:
+def submit(
+    instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: bool = False, tags: dict[str, str] | None = None
+) -> str:
     """Create a run of a job that the repository finds by name, and hand it to the run coordinator."""
     run = create_run(instance, plan, job_name, fresh=fresh, tags=tags)
-    instance.launch_run(run.run_id, None)  # pyright: ignore[reportArgumentType] - our launcher needs no workspace
+    instance.submit_run(run.run_id, None)  # pyright: ignore[reportArgumentType] - our launcher needs no workspace
     return run.run_id
 
 
-def create_run(instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: bool, tags: dict[str, str] | None) -> DagsterRun:
+def create_run(
+    instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: bool, tags: dict[str, str] | None
+) -> DagsterRun:
     """Create a run with all that the UI shows of it: snapshots, origin, tags."""
     from dagster._core.utils import make_new_run_id
 
@@ -58,16 +67,26 @@ def create_run(instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: b
         given[ON] = "cpu"
     job = build_job(plan, job_name).job
     return instance.create_run_for_job(
-        job_def=job, run_id=run_id, tags=given, remote_job_origin=job_origin(job_name), job_code_origin=None,
+        job_def=job,
+        run_id=run_id,
+        tags=given,
+        remote_job_origin=job_origin(job_name),
+        job_code_origin=_code_origin(job_name),
         asset_selection=None,
-    )  # fmt: skip
+    )
 
 
 def job_origin(job_name: str) -> RemoteJobOrigin:
     """Return where the web UI finds the job: our module in the location `mloc`."""
-    target = LoadableTargetOrigin(executable_path=sys.executable, module_name="mloc_dagster.definitions", working_directory=os.getcwd())
+    target = LoadableTargetOrigin(executable_path=sys.executable, module_name=_MODULE, working_directory=os.getcwd())
     location = ManagedGrpcPythonEnvCodeLocationOrigin(loadable_target_origin=target, location_name=LOCATION)
-    return RemoteJobOrigin(RemoteRepositoryOrigin(location, "mloc"), job_name)
+    return RemoteJobOrigin(RemoteRepositoryOrigin(location, _REPOSITORY), job_name)
+
+
+def _code_origin(job_name: str) -> JobPythonOrigin:
+    """Return how any Python process of this environment loads the job; Dagster's coordinators ask for it."""
+    pointer = ModuleCodePointer(_MODULE, _REPOSITORY, os.getcwd())
+    return JobPythonOrigin(job_name, RepositoryPythonOrigin(executable_path=sys.executable, code_pointer=pointer))
 
 
 __all__ = ["create_run", "job_origin", "store_spec", "submit", "submit_file"]

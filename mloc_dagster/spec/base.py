@@ -14,7 +14,12 @@ class Section(BaseModel):
     """A frozen section that refuses keys it does not know."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, protected_namespaces=(), coerce_numbers_to_str=True, allow_inf_nan=False
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
@@ -33,12 +38,18 @@ def also(*names: str) -> Also:
 Json = Any
 """Any JSON value; used only where a file may really hold anything."""
 
-_QUANTITY_SCHEMA = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "number"}, {"type": "string"}]}
+_AMOUNT = r"^\s*[0-9]*\.?[0-9]+([eE][+-]?[0-9]+)?\s*"
 
-Cpu = Annotated[float, BeforeValidator(parse_cpu), Field(ge=0), WithJsonSchema(_QUANTITY_SCHEMA)]
+
+def _quantity_schema(units: str) -> dict[str, Any]:
+    return {"anyOf": [{"type": "number", "minimum": 0}, {"type": ["string"], "pattern": f"{_AMOUNT}{units}\\s*$"}]}
+
+
+Cpu = Annotated[float, BeforeValidator(parse_cpu), Field(ge=0), WithJsonSchema(_quantity_schema("m?"))]
 """CPU cores; `500m` is half a core."""
 
-Bytes = Annotated[int, BeforeValidator(parse_memory), Field(ge=0), WithJsonSchema(_QUANTITY_SCHEMA)]
+_MEMORY = r"([bB]|[kKgGtTpP][iI]?[bB]?|[mM]([iI][bB]?|[bB])|M)?"
+Bytes = Annotated[int, BeforeValidator(parse_memory), Field(ge=0), WithJsonSchema(_quantity_schema(_MEMORY))]
 """Bytes; `64Gi`, `32GiB`, `1.5Gi` are 1024-based."""
 
 Positive = Annotated[int, Field(gt=0)]

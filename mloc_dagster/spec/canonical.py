@@ -87,7 +87,9 @@ def _inner(value: Json, annotation: object, faults: list[Fault]) -> Json:
     if isinstance(value, Sequence) and (section := shape.get("items")):
         items = Sequence()
         items.origins = list(value.origins)
-        items.extend(drop_nulls(canonicalise(i, section, faults), section) if isinstance(i, Mapping) else i for i in value)
+        items.extend(
+            drop_nulls(canonicalise(i, section, faults), section) if isinstance(i, Mapping) else i for i in value
+        )
         return items
     if isinstance(value, Sequence) and _holds_text(annotation, list):
         items = Sequence()
@@ -100,13 +102,13 @@ def _inner(value: Json, annotation: object, faults: list[Fault]) -> Json:
 @cache
 def _takes(annotation: object) -> frozenset[object]:
     """The plain types that a value of this type may have; a list or map counts as its origin."""
-    return frozenset(get_origin(option) or option for option in _options(annotation)) - {type(None)}
+    return frozenset(get_origin(option) or option for option in options(annotation)) - {type(None)}
 
 
 @cache
 def _holds_text(annotation: object, holder: type) -> bool:
     """Whether it is a list of text, or a map to text."""
-    inner = [get_args(option)[-1] for option in _options(annotation) if get_origin(option) is holder]
+    inner = [get_args(option)[-1] for option in options(annotation) if get_origin(option) is holder]
     return inner == [str]
 
 
@@ -114,28 +116,31 @@ def _holds_text(annotation: object, holder: type) -> bool:
 def _shape(annotation: object) -> dict[str, type[Section]]:
     """Which sections a value of this type may hold: itself, as list items, or as map values."""
     shape: dict[str, type[Section]] = {}
-    for option in _options(annotation):
+    for option in options(annotation):
         if isinstance(option, type) and issubclass(option, Section):
             shape["one"] = option
         for place, holder in (("items", list), ("values", dict)):
             if get_origin(option) is holder:
-                inner = [o for o in _options(get_args(option)[-1]) if isinstance(o, type) and issubclass(o, Section)]
+                inner = [o for o in options(get_args(option)[-1]) if isinstance(o, type) and issubclass(o, Section)]
                 if inner:
                     shape[place] = inner[0]
     return shape
 
 
-def _options(annotation: object) -> Iterator[object]:
+def options(annotation: object) -> Iterator[object]:
+    """Yield the members of a union, or the type itself, without annotations."""
     if get_origin(annotation) in (Union, types.UnionType):
         for option in get_args(annotation):
-            yield from _options(option)
+            yield from options(option)
     elif hasattr(annotation, "__metadata__"):
-        yield from _options(get_args(annotation)[0])
+        yield from options(get_args(annotation)[0])
     else:
         yield annotation
 
 
-def _unknown(key: str, value: object, section: type[Section], names: dict[str, str], tree: Mapping, faults: list[Fault]) -> Fault:
+def _unknown(
+    key: str, value: object, section: type[Section], names: dict[str, str], tree: Mapping, faults: list[Fault]
+) -> Fault:
     origin = tree.origins[key]
     guess = nearest(key, sorted(set(names))) if len(faults) < MAX_FAULTS else None
     home = None if guess else _elsewhere(key, section)

@@ -9,7 +9,7 @@ from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.faults import Fault, listing, nearest, shown
 from mloc_dagster.spec.tree import Mapping, Origin, Sequence
 
-_NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_-]{0,79}$")
+STAGE_NAME = r"^[A-Za-z_][A-Za-z0-9_-]{0,79}$"
 _DEPENDS = ("dependsOn", "dependencies", "depends_on")
 
 
@@ -25,7 +25,7 @@ class Draft:
 
 
 def drafts(spec: Mapping, here: Origin, faults: list[Fault]) -> list[Draft]:
-    """Take `stages` or `graph` out of `spec` and return the stages; a file without them has one, called after no one."""
+    """Take `stages` or `graph` out of `spec` and return the stages; a file without them has one, without a name."""
     if "stages" in spec and "graph" in spec:
         place = spec.origins["graph"]
         faults.append(Fault(*place.key, place.text, "cannot stand beside stages", "", "keep stages, or graph.nodes"))
@@ -65,19 +65,15 @@ def check_order(stages: list[Draft], faults: list[Fault]) -> None:
                 guess = nearest(name, list(seen))
                 way_out = f"did you mean {guess}?" if guess else f"stages here: {listing(list(seen))}"
                 faults.append(Fault(*origin.value, origin.text, "names no stage of this file", shown(name), way_out))
+    told: set[str] = set()
     for stage in stages:
-        circle = _circle(stage.name, seen)
-        if circle and stage.name == min(circle, key=list(seen).index):
+        circle = [] if stage.name in told else _circle(stage.name, seen)
+        told.update(circle)
+        if circle:
             way = " → ".join([*circle, circle[0]])
-            faults.append(
-                Fault(
-                    *stage.origin.key,
-                    stage.origin.text,
-                    "the stages wait for each other in a circle",
-                    way,
-                    "remove one of these dependencies",
-                )
-            )
+            what = "the stages wait for each other in a circle"
+            way_out = "remove one of these dependencies"
+            faults.append(Fault(*stage.origin.key, stage.origin.text, what, way, way_out))
 
 
 def in_order(stages: list[Draft]) -> list[Draft]:
@@ -91,18 +87,22 @@ def in_order(stages: list[Draft]) -> list[Draft]:
     return list(done.values())
 
 
-def _circle(start: str, stages: dict[str, Draft]) -> list[str] | None:
-    trail: list[tuple[str, list[str]]] = [(start, [start])]
-    seen: set[str] = set()
-    while trail:
-        name, path = trail.pop()
-        for parent in stages[name].depends_on if name in stages else ():
-            if parent == start and len(path) > 1:
-                return path
-            if parent in stages and parent not in seen and parent != name:
-                seen.add(parent)
-                trail.append((parent, [*path, parent]))
-    return None
+def _circle(start: str, stages: dict[str, Draft]) -> list[str]:
+    """Return the names of a circle through `start`, each followed by what it waits for; empty when there is none."""
+    waited_by: dict[str, str] = {}
+    waiting = [start]
+    while waiting:
+        name = waiting.pop()
+        for parent in stages[name].depends_on:
+            if parent == start and name != start:
+                circle = [name]
+                while circle[-1] != start:
+                    circle.append(waited_by[circle[-1]])
+                return circle[::-1]
+            if parent in stages and parent not in waited_by and parent not in {name, start}:
+                waited_by[parent] = name
+                waiting.append(parent)
+    return []
 
 
 def _nodes(graph: Json, origin: Origin, faults: list[Fault]) -> tuple[Json, Origin]:
@@ -173,7 +173,9 @@ def take_names(keys: Mapping, of_what: str, faults: list[Fault]) -> list[tuple[s
         if isinstance(entry, (str, int)) and not isinstance(entry, bool):
             found.append((getattr(entry, "text", str(entry)), place))
         else:
-            faults.append(Fault(*place.value, place.text, f"must be a {of_what}'s name", shown(entry), "write the name"))
+            faults.append(
+                Fault(*place.value, place.text, f"must be a {of_what}'s name", shown(entry), "write the name")
+            )
     return found
 
 
@@ -185,7 +187,7 @@ def _name(item: Mapping, place: Origin, index: int, faults: list[Fault]) -> str:
                 other = item.take("id")[1]
                 faults.append(Fault(*other.key, other.text, "means the same as name", "", "keep one of them"))
             item.pop("id", None)
-            if not isinstance(value, (str, int)) or not _NAME.match(str(value)):
+            if not isinstance(value, str) or not re.match(STAGE_NAME, value):
                 faults.append(
                     Fault(
                         *origin.value,
@@ -195,7 +197,7 @@ def _name(item: Mapping, place: Origin, index: int, faults: list[Fault]) -> str:
                         "write letters, digits, - and _, a letter first",
                     )
                 )
-            return str(value)
+            return str(value) or f"stage_{index}"
     faults.append(Fault(*place.key, f"{place.text}.name", "is missing", "", "give the stage a name"))
     return f"stage_{index}"
 

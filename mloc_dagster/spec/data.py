@@ -13,17 +13,29 @@ class Jsonl(Section):
     """Rows of a JSON-lines file: one object a line."""
 
     path: Annotated[str | None, also("uri", "worker_path")] = None
+    """A file; tried first."""
     task_id: Annotated[str | None, also("taskId")] = None
+    """The task whose file is used; tried second."""
     url: Annotated[str | None, also("download_url")] = None
+    """Where to download the file; tried third."""
     prompt_field: str | None = None
+    """Field that holds the prompt."""
     response_field: str | None = None
+    """Field that holds the answer."""
     text_field: str | None = None
+    """Field that holds a whole text."""
     chosen_field: str | None = None
+    """Field that holds the preferred answer."""
     rejected_field: str | None = None
+    """Field that holds the rejected answer."""
     query_field: str | None = None
+    """Field that holds the query."""
     separator: str | None = None
+    """Text between prompt and answer."""
     headers: dict[str, str] = {}
+    """HTTP headers of the download."""
     timeout_sec: Annotated[float, Field(gt=0), also("timeoutSec")] = 300.0
+    """Seconds that the download may take."""
 
 
 class Preference(Section):
@@ -116,33 +128,64 @@ class Data(Section):
     """Prompts (inference, rag, agent) or rows (trainers). The first source that is given is used."""
 
     type: Literal["dataset", "list", "graph_template", "jsonl", "static"] | None = None
+    """Which kind of source is meant."""
     url: str | None = None
+    """A data set's hub id, a file or a URL."""
     name: str | None = None
+    """Configuration of the data set."""
     split: str = "train"
+    """Split with a slice: train, train[:200], train[:1%], validation[-50:]."""
     revision: str | None = None
+    """Branch, tag or commit of the data set."""
     column: str = "text"
+    """Column that holds the prompts."""
     shuffle: bool = False
+    """Shuffle the rows, after slicing."""
     seed: int = 42
+    """Seed of the shuffle."""
     buffer_size: Positive | None = None
+    """Rows that are shuffled at once."""
     metadata_columns: dict[str, str] | list[str] = []
+    """Columns that are carried along: a list, or a map of column to name."""
     metadata_include_all: bool = False
+    """Carry all other columns along."""
     items: list[Json] | None = None
+    """The prompts themselves."""
     metadata: Annotated[list[Json] | None, also("items_metadata")] = None
+    """One map an item, carried along."""
     template: GraphTemplate | None = None
+    """One prompt from the results of other stages."""
     task: str | None = None
+    """The one prompt of type static."""
     prompts: list[Json] | None = None
+    """Prompts, or rows of prompt and response."""
     preferences: list[Preference] | None = None
+    """Prompts with a preferred and a rejected answer."""
     jsonl: Jsonl | None = None
+    """Rows of a JSON-lines file."""
     dataset_name: str | None = None
+    """Hub id of the training data set."""
     config_name: str | None = None
+    """Configuration of the data set."""
     max_samples: NotNegative | None = None
+    """So many rows at most."""
     prompt_column: str | None = None
+    """Column that holds the prompt."""
     response_column: str | None = None
+    """Column that holds the answer."""
     chosen_column: str | None = None
+    """Column that holds the preferred answer."""
     rejected_column: str | None = None
+    """Column that holds the rejected answer."""
     text_field: Annotated[str | None, also("text_column")] = None
+    """Column that holds a whole text."""
     separator: str = "\n\n"
+    """Text between prompt and answer."""
     prompt_template: str | None = None
+    """Text with {column} places, one row each."""
     source: RowSource | None = None
+    """Rows in a bucket or a local file."""
     input_sources: InputSources | None = None
+    """Queries, contexts and first answers to combine."""
     processing: Processing | None = None
+    """How combined inputs become prompts."""

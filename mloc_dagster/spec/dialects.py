@@ -8,6 +8,7 @@ from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.canonical import spellings
 from mloc_dagster.spec.faults import Fault, nearest, shown
 from mloc_dagster.spec.inference import Inference
+from mloc_dagster.spec.references import whole
 from mloc_dagster.spec.training import Generation, Training
 from mloc_dagster.spec.tree import Mapping, Origin, Sequence
 
@@ -91,7 +92,10 @@ def rewrite(spec: Mapping, task_type: str, faults: list[Fault]) -> Mapping:
 
 
 def place(tree: Mapping, path: tuple[str, ...], value: Json, origin: Origin, faults: list[Fault]) -> None:
-    """Set `value` at `path`, making maps on the way; what is there already is a fault, unless both are maps."""
+    """Set `value` at `path`, making maps on the way.
+
+    Another value that is there already is a fault; two maps are merged.
+    """
     for key in path[:-1]:
         inner = tree.get(key)
         if inner is None:
@@ -103,7 +107,7 @@ def place(tree: Mapping, path: tuple[str, ...], value: Json, origin: Origin, fau
             return
         tree = tree[key]
     old = tree.get(path[-1])
-    if old is None:
+    if old is None or old == value:
         tree.put(path[-1], value, origin)
     elif isinstance(old, Mapping) and isinstance(value, Mapping):
         for key, item in value.items():
@@ -158,7 +162,7 @@ def _gpu_shorthand(spec: Mapping, faults: list[Fault]) -> None:
 
 def _hyperparameters(spec: Mapping, task_type: str, faults: list[Fault]) -> None:
     values = _taken_map(spec, "hyperparameters", faults)
-    for key, value in (values or {}).items():
+    for key, value in values.items():
         place(spec, _hyperparameter_home(key, task_type), value, values.origins[key], faults)
 
 
@@ -174,17 +178,17 @@ def _hyperparameter_home(key: str, task_type: str) -> tuple[str, ...]:
     return ("training", key)
 
 
-def _taken_map(spec: Mapping, key: str, faults: list[Fault]) -> Mapping | None:
-    """Take a section out of `spec`; None when it isn't there, is null, or (a fault) is no map."""
+def _taken_map(spec: Mapping, key: str, faults: list[Fault]) -> Mapping:
+    """Take a section out of `spec`; empty when it isn't there, is null, or (a fault) is no map."""
     if key not in spec:
-        return None
+        return Mapping()
     value, origin = spec.take(key)
     if isinstance(value, Mapping):
         return value
     if value is not None:
         way_out = "write a map: key: value lines, indented"
         faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), way_out))
-    return None
+    return Mapping()
 
 
 def _older_dataset(spec: Mapping, task_type: str, faults: list[Fault]) -> None:
@@ -193,7 +197,7 @@ def _older_dataset(spec: Mapping, task_type: str, faults: list[Fault]) -> None:
         place(spec, ("data", "dataset_name" if task_type in TRAINER_TYPES else "url"), name, origin, faults)
         return
     dataset = _taken_map(spec, "dataset", faults)
-    for key, value in (dataset or {}).items():
+    for key, value in dataset.items():
         origin = dataset.origins[key]
         if key == "source" and isinstance(value, Mapping):
             _older_source(spec, value, origin, task_type, faults)
@@ -258,8 +262,38 @@ def _data_shapes(spec: Mapping, faults: list[Fault]) -> None:
                 place(data, ("type",), holder, origin, faults)
             for key, value in inner.items():
                 place(data, (key,), value, inner.origins[key], faults)
+    if data.get("type") == "list" and "items" not in data and "prompts" in data:
+        data.put("items", *data.take("prompts"))
     _jsonl_shapes(data, faults)
     _shorthand(data, ("template",), ("template", "text"), faults)
+    _bare_names(data)
+
+
+def _bare_names(data: Mapping) -> None:
+    """Write `expr` and `stage_output` without `${}`: they name a result of any type, not its text."""
+    template, sources = data.get("template"), data.get("input_sources")
+    columns = template.get("columns") if isinstance(template, Mapping) else None
+    if isinstance(template, Mapping) and isinstance(columns, Sequence):
+        bare = Sequence()
+        bare.origins = columns.origins
+        bare.extend(_bare(column, "expr") for column in columns)
+        template = template.copy()
+        template.put("columns", bare, template.origins["columns"])
+        data.put("template", template, data.origins["template"])
+    if isinstance(sources, Mapping):
+        twin = Mapping()
+        for name, source in sources.items():
+            twin.put(name, _bare(source, "stage_output"), sources.origins[name])
+        data.put("input_sources", twin, data.origins["input_sources"])
+
+
+def _bare(holder: Json, key: str) -> Json:
+    body = whole(holder.get(key)) if isinstance(holder, Mapping) else None
+    if body is None or "." not in body:
+        return holder
+    holder = holder.copy()
+    holder.put(key, body.strip(), holder.origins[key])
+    return holder
 
 
 def _jsonl_shapes(data: Mapping, faults: list[Fault]) -> None:
@@ -277,18 +311,16 @@ def _jsonl_shapes(data: Mapping, faults: list[Fault]) -> None:
 
 def _rag_sections(spec: Mapping, faults: list[Fault]) -> None:
     for name in RAG_SECTIONS:
-        if isinstance(spec.get(name), Mapping):
-            section, origin = spec.take(name)
-            place(spec, ("rag",), _rag_shape(section, faults), origin, faults)
+        section = _rag_shape(_taken_map(spec, name, faults), faults)
+        for key, value in section.items():
+            place(spec, ("rag", key), value, section.origins[key], faults)
     if isinstance(spec.get("rag"), Mapping):
         spec.put("rag", _rag_shape(spec["rag"], faults), spec.origins["rag"])
     qdrant = _taken_map(spec, "qdrant", faults)
-    if qdrant is not None:
-        origin = next(iter(qdrant.origins.values()), None)
-        for key, value in qdrant.items():
-            place(spec, ("rag", "vector_store", key), value, qdrant.origins[key], faults)
-        if origin and "type" not in qdrant:
-            place(spec, ("rag", "vector_store", "type"), "qdrant", origin, faults)
+    for key, value in qdrant.items():
+        place(spec, ("rag", "vector_store", key), value, qdrant.origins[key], faults)
+    for origin in list(qdrant.origins.values())[:1] if "type" not in qdrant else ():
+        place(spec, ("rag", "vector_store", "type"), "qdrant", origin, faults)
 
 
 def _rag_shape(section: Mapping, faults: list[Fault]) -> Mapping:
@@ -307,5 +339,5 @@ def _agent_profile(spec: Mapping, faults: list[Fault]) -> None:
             value, origin = spec.take(name)
             place(spec, ("agent", "config_name"), value, origin, faults)
     section = _taken_map(spec, "agent_inference", faults)
-    for key, value in (section or {}).items():
+    for key, value in section.items():
         place(spec, ("agent", key), value, section.origins[key], faults)

@@ -38,26 +38,21 @@ class Metadata(Section):
     annotations: dict[str, Json] = {}
 
 
-def split(tree: Mapping, faults: list[Fault]) -> tuple[Mapping, Mapping, Origin]:
-    """Return (metadata, spec, place of the spec) of a document; the short form has its spec at the top level."""
+def split(tree: Mapping, faults: list[Fault]) -> tuple[Mapping, Mapping | None, Origin]:
+    """Return (metadata, spec, place of the spec) of a document; the short form has its spec at the top level.
+
+    The spec is None when there is none, which is a fault.
+    """
     start = Origin((), (1, 1), (1, 1))
-    _version(tree, faults, start)
-    metadata = _map_at(tree, "metadata", faults)
+    tree = _with_version(tree, faults)
+    _kind(tree, faults)
+    metadata = _map_at(tree, "metadata", faults) or Mapping()
     if "spec" in tree:
-        for key in tree:
-            if key not in TOP_KEYS:
-                faults.append(_misplaced(tree, key))
+        faults.extend(_misplaced(tree, key) for key in tree if key not in TOP_KEYS)
         return metadata, _map_at(tree, "spec", faults), tree.origins["spec"]
     if not _is_short_form(tree):
-        way_out = "add spec: with a taskType, or write taskType at the top level"
-        guess = next((key for key in tree if key not in TOP_KEYS and nearest(key, ["spec"])), None)
-        at = tree.origins[guess].key if guess else start.key
-        faults.append(
-            Fault(
-                *at, "spec", "is missing", guess or "", f"did you mean spec instead of {guess}?" if guess else way_out
-            )
-        )
-        return metadata, Mapping(), start
+        faults.append(_no_spec(tree, start))
+        return metadata, None, start
     spec = Mapping()
     for key, value in tree.items():
         if key not in TOP_KEYS:
@@ -65,48 +60,57 @@ def split(tree: Mapping, faults: list[Fault]) -> tuple[Mapping, Mapping, Origin]
     return metadata, spec, start
 
 
-def _version(tree: Mapping, faults: list[Fault], start: Origin) -> None:
-    short = "spec" not in tree and _is_short_form(tree)
-    if "apiVersion" not in tree:
-        guess = next((key for key in tree if nearest(key, ["apiVersion"])), None)
-        if guess or not short:
-            at = tree.origins[guess].key if guess else start.key
-            faults.append(Fault(*at, "apiVersion", "is missing", guess or "", f"write apiVersion: {API_VERSION}"))
-    elif tree["apiVersion"] != API_VERSION:
-        place = tree.origins["apiVersion"]
-        faults.append(
-            Fault(
-                *place.value,
-                "apiVersion",
-                "is not a version that this release reads",
-                shown(tree["apiVersion"]),
-                f"write {API_VERSION}",
-            )
-        )
-    if "kind" in tree and not isinstance(tree["kind"], str):
+def _with_version(tree: Mapping, faults: list[Fault]) -> Mapping:
+    """Check `apiVersion`, which the short form may leave out; a misspelt one is a fault and is taken out."""
+    if "apiVersion" in tree:
+        if tree["apiVersion"] != API_VERSION:
+            place, what = tree.origins["apiVersion"], "is not a version that this release reads"
+            faults.append(Fault(*place.value, place.text, what, shown(tree["apiVersion"]), f"write {API_VERSION}"))
+        return tree
+    guess = next((key for key in tree if nearest(key, ["apiVersion"])), None)
+    if guess:
+        tree = tree.copy()
+        value, place = tree.take(guess)
+        what, way_out = "is not a key of the top level", "did you mean apiVersion?"
+        faults.append(Fault(*place.key, place.text, what, shown(value), way_out))
+    elif "spec" in tree or not _is_short_form(tree):
+        faults.append(Fault(1, 1, "apiVersion", "is missing", "", f"write apiVersion: {API_VERSION}"))
+    return tree
+
+
+def _kind(tree: Mapping, faults: list[Fault]) -> None:
+    kind = tree.get("kind")
+    if kind is not None and not isinstance(kind, str):
         place = tree.origins["kind"]
-        faults.append(
-            Fault(*place.value, "kind", "must be text", shown(tree["kind"]), "write a label such as InferenceTask")
-        )
+        way_out = "write a label such as InferenceTask"
+        faults.append(Fault(*place.value, "kind", "must be text", shown(kind), way_out))
+
+
+def _no_spec(tree: Mapping, start: Origin) -> Fault:
+    guess = next((key for key in tree if key not in TOP_KEYS and nearest(key, ["spec"])), None)
+    if guess:
+        place = tree.origins[guess]
+        what = "is not a key of the top level"
+        return Fault(*place.key, place.text, what, shown(tree[guess], 40), "did you mean spec?")
+    way_out = "add spec: with a taskType, or write taskType at the top level"
+    return Fault(*start.key, "spec", "is missing", "", way_out)
 
 
 def _is_short_form(tree: Mapping) -> bool:
     return any(key in tree for key in ("taskType", "task_type", "stages", "graph"))
 
 
-def _map_at(tree: Mapping, key: str, faults: list[Fault]) -> Mapping:
+def _map_at(tree: Mapping, key: str, faults: list[Fault]) -> Mapping | None:
     value = tree.get(key)
     if isinstance(value, Mapping):
         return value
-    if value is not None:
-        place = tree.origins[key]
-        faults.append(
-            Fault(*place.value, key, "must be a map", shown(value), "write a map: key: value lines, indented")
-        )
-    elif key == "spec" and key in tree:
-        place = tree.origins[key]
+    place = tree.origins.get(key)
+    if place and value is not None:
+        way_out = "write a map: key: value lines, indented"
+        faults.append(Fault(*place.value, key, "must be a map", shown(value), way_out))
+    elif place and key == "spec":
         faults.append(Fault(*place.key, key, "is empty", "", "add a taskType"))
-    return Mapping()
+    return None
 
 
 def _misplaced(tree: Mapping, key: str) -> Fault:

@@ -7,7 +7,9 @@ import re
 ANY = "any"
 _ANY = {"any", "auto", "*", ""}
 _VENDORS = {"nvidia", "amd", "intel", "tesla", "geforce", "instinct", "radeon", "quadro"}
+_MEMORY_KINDS = {"hbm", "hbm2", "hbm2e", "hbm3", "hbm3e", "gddr6", "gddr6x", "gddr7"}
 _FORM_FACTORS = {"sxm", "sxm2", "sxm3", "sxm4", "sxm5", "sxm6", "pcie", "nvl", "oam", "hgx", "dgx", "gpu"}
+_NO_MODEL = _VENDORS | _FORM_FACTORS | _MEMORY_KINDS
 _DEFAULT_MEMORY_GIB = {
     "t4": 16,
     "p100": 16,
@@ -35,9 +37,9 @@ def normalise(name: str) -> str:
     text = name.strip().lower()
     if text in _ANY:
         return ANY
-    words = [word for word in re.split(r"[\s_\-/]+", text) if word]
+    words = [word for word in re.split(r"[\s_\-/()]+", text) if word]
     memory = next((word for word in words if re.fullmatch(r"\d+(gb?|gib?)", word)), None)
-    model = [w for w in words if w not in _VENDORS and w not in _FORM_FACTORS and w != memory]
+    model = [w for w in words if w not in _NO_MODEL and w != memory]
     base = "".join(model) or text
     size = int(re.match(r"\d+", memory)[0]) if memory else None  # pyright: ignore[reportOptionalSubscript]
     if size is None or _DEFAULT_MEMORY_GIB.get(base) == size:
@@ -51,7 +53,7 @@ def same_device(wanted: str, offered: str) -> bool:
     A request without a memory size accepts every size of that model.
     """
     want, have = normalise(wanted), normalise(offered)
-    return want == ANY or want == have or have.startswith(f"{want}-")
+    return want in (ANY, have) or have.startswith(f"{want}-")
 
 
 def memory_gib(name: str) -> int | None:

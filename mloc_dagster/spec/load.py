@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import re
+from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
-from mloc_dagster.spec import checks, composition, dialects, document
-from mloc_dagster.spec.canonical import canonicalise
+from mloc_dagster.spec import checks, composition, dialects, document, notices, reference_checks
+from mloc_dagster.spec.base import Json, Section
+from mloc_dagster.spec.canonical import canonicalise, drop_nulls
 from mloc_dagster.spec.composition import Draft
-from mloc_dagster.spec.faults import Fault, SpecError, shown
+from mloc_dagster.spec.faults import MOST_OF_A_KIND, Fault, SpecError, shown, without_echoes
 from mloc_dagster.spec.paths import make_absolute
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.taskfile import Stage, TaskFile
-from mloc_dagster.spec.tree import MAX_BYTES, Mapping, Origin, merge, plain, read
+from mloc_dagster.spec.tree import MAX_BYTES, Mapping, Origin, merge, plain, read, size
 from mloc_dagster.spec.typed import validate
 from mloc_dagster.spec.workflow import WorkflowConfig
 
+S = TypeVar("S", bound=Section)
+MAX_STAGES = 500
+MAX_MERGED = 200_000
+"""So many values all stages may hold together after the merge over the base."""
 _BASE = re.compile(r"^# mloc:base=(.+)$", re.MULTILINE)
 
 
@@ -56,7 +63,7 @@ def load_text(
         raise SpecError([fault.in_file(file) for fault in faults])
     task = _Loader(text, folder, path, faults).load(tree, name)
     if faults or task is None:
-        raise SpecError([fault.in_file(file) for fault in faults])
+        raise SpecError([fault.in_file(file) for fault in without_echoes(faults)])
     return TaskFile(**{**vars(task), "warnings": tuple(sorted({w.in_file(file) for w in task.warnings}))})
 
 
@@ -70,36 +77,37 @@ class _Loader:
 
     def __init__(self, text: str, base: Path, path: Path | None, faults: list[Fault]) -> None:
         self.text, self.base, self.path, self.faults = text, base, path, faults
+        self.bases: dict[str, Mapping] = {}
 
     def load(self, tree: Mapping, name: str) -> TaskFile | None:
         raw_metadata, spec, here = document.split(tree, self.faults)
-        metadata, _, faults = validate(
-            canonicalise(raw_metadata, document.Metadata, self.faults), document.Metadata, here
-        )
-        self.faults.extend(faults)
+        metadata = self._section(raw_metadata, document.Metadata, here)
+        if spec is None:
+            return None
         spec = spec.copy()
-        workflow = self._workflow(spec, here)
+        workflow_place = spec.origins.get("workflow_config", here)
+        workflow = self._workflow(spec)
         drafts = composition.drafts(spec, here, self.faults)
-        requires = self._requires(spec)
+        requires = tuple(name for name, _ in composition.take_names(spec, "task", self.faults) or ())
         composition.check_order(drafts, self.faults)
         single = len(drafts) == 1 and not drafts[0].name
-        task_name = (
-            (metadata.name if metadata else None) or re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "task"
-        )
         annotations = raw_metadata.get("annotations")
+        if self._too_large(spec, drafts):
+            return None
         merged = [(draft, self._merge(spec, draft, annotations)) for draft in composition.in_order(drafts)]
         stages = [self._stage(draft, keys, single) for draft, keys in merged]
         ready = [stage for stage in stages if stage]
-        whole = len(ready) == len(drafts) and metadata is not None
+        places = {draft.name or self._single_name(keys): _place(draft, keys) for draft, keys in merged}
         trees = {draft.name or self._single_name(keys): keys for draft, keys in merged}
-        self.faults.extend(checks.references(trees, drafts, requires, spec))
+        self.faults.extend(islice(reference_checks.references(trees, drafts, requires), MOST_OF_A_KIND))
+        for _, keys in merged:
+            self.faults.extend(checks.pass_through(keys))
         for stage in ready:
-            self.faults.extend(checks.stage(stage, trees[stage.name]))
-        if not whole or self.faults or metadata is None:
+            self.faults.extend(checks.stage(stage, trees[stage.name], places[stage.name]))
+        if metadata is None or workflow is None or len(ready) < len(drafts) or self.faults:
             return None
-        warnings = [*checks.unused(ready, trees), *checks.notices(ready, trees, workflow, spec)]
         return TaskFile(
-            name=task_name,
+            name=metadata.name or _clean(name),
             owner=metadata.owner or "unknown",
             project=metadata.project,
             description=str(metadata.annotations.get("description") or ""),
@@ -110,48 +118,52 @@ class _Loader:
             text=self.text,
             digest=hashlib.sha256(f"{self.base}\0{self.text}".encode()).hexdigest(),
             path=self.path,
-            warnings=tuple(warnings),
+            warnings=(*notices.unused(ready, trees), *notices.notices(ready, trees, workflow, workflow_place)),
         )
 
-    def _workflow(self, spec: Mapping, here: Origin) -> WorkflowConfig:
-        if "workflow_config" not in spec:
-            return WorkflowConfig()
-        value, origin = spec.take("workflow_config")
-        if value is None:
-            return WorkflowConfig()
-        if not isinstance(value, Mapping):
-            self.faults.append(
-                Fault(*origin.value, origin.text, "must be a map", shown(value), "write a map: key: value lines")
-            )
-            return WorkflowConfig()
-        workflow, _, faults = validate(canonicalise(value, WorkflowConfig, self.faults), WorkflowConfig, origin)
+    def _section(self, tree: Mapping, section: type[S], here: Origin) -> S | None:
+        canonical = drop_nulls(canonicalise(tree, section, self.faults), section)
+        typed, _, faults = validate(canonical, section, here)
         self.faults.extend(faults)
-        return workflow or WorkflowConfig()
+        return typed
 
-    def _requires(self, spec: Mapping) -> tuple[str, ...]:
-        for key in ("dependsOn", "dependencies", "depends_on"):
-            if key in spec:
-                value, origin = spec.take(key)
-                names = [value] if isinstance(value, str) else value
-                if isinstance(names, list) and all(isinstance(name, str) for name in names):
-                    return tuple(names)
-                if value is not None:
-                    self.faults.append(
-                        Fault(
-                            *origin.value, origin.text, "must be a list of task names", shown(value), "write [task-a]"
-                        )
-                    )
-        return ()
+    def _workflow(self, spec: Mapping) -> WorkflowConfig | None:
+        value, origin = spec.take("workflow_config") if "workflow_config" in spec else (None, None)
+        if value is None or origin is None:
+            return WorkflowConfig()
+        if isinstance(value, Mapping):
+            return self._section(value, WorkflowConfig, origin)
+        way_out = "write a map: key: value lines, indented"
+        self.faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), way_out))
+        return None
 
-    def _merge(self, spec: Mapping, draft: Draft, annotations: object) -> Mapping:
+    def _too_large(self, spec: Mapping, drafts: list[Draft]) -> bool:
+        base, total = size(spec), 0
+        for count, draft in enumerate(drafts, start=1):
+            total += base + size(draft.keys)
+            if count > MAX_STAGES or total > MAX_MERGED:
+                limit = (
+                    f"{MAX_STAGES} stages" if count > MAX_STAGES else f"{MAX_MERGED} values in all its stages together"
+                )
+                what = f"the file has more than {limit}"
+                self.faults.append(Fault(*draft.origin.key, draft.origin.text, what, "", "split it into several tasks"))
+                return True
+        return False
+
+    def _base(self, spec: Mapping, task_type: str) -> Mapping:
+        if task_type not in self.bases:
+            rewritten = dialects.rewrite(spec, task_type, self.faults)
+            self.bases[task_type] = canonicalise(rewritten, StageSpec, self.faults)
+        return self.bases[task_type]
+
+    def _merge(self, spec: Mapping, draft: Draft, annotations: Json) -> Mapping:
         own_type = draft.keys.get("taskType", draft.keys.get("task_type"))
-        task_type = own_type or spec.get("taskType") or spec.get("task_type") or ""
-        base = canonicalise(dialects.rewrite(spec, str(task_type), self.faults), StageSpec, self.faults)
-        own = canonicalise(dialects.rewrite(draft.keys, str(task_type), self.faults), StageSpec, self.faults)
-        merged = merge(base, own)
-        slo = annotations if isinstance(annotations, Mapping) and "sloSeconds" in annotations else None
-        if slo is not None and "slo_seconds" not in merged:
-            merged.put("slo_seconds", slo["sloSeconds"], slo.origins["sloSeconds"])
+        task_type = str(own_type or spec.get("taskType") or spec.get("task_type") or "")
+        base = self._base(spec, task_type)
+        own = canonicalise(dialects.rewrite(draft.keys, task_type, self.faults), StageSpec, self.faults)
+        merged = drop_nulls(merge(base, own), StageSpec)
+        if isinstance(annotations, Mapping) and annotations.get("sloSeconds") is not None and not _has_slo(merged):
+            merged.put("slo_seconds", annotations["sloSeconds"], annotations.origins["sloSeconds"])
         return merged
 
     def _stage(self, draft: Draft, tree: Mapping, single: bool) -> Stage | None:
@@ -165,32 +177,48 @@ class _Loader:
         raw = plain(tree)
         make_absolute(raw, self.base)
         name = self._single_name(tree) if single else draft.name
-        return Stage(
-            name,
-            draft.depends_on,
-            StageSpec.model_validate(_without(raw, deferred)),
-            raw,
-            deferred,
-            draft.origin.key[0],
-        )
+        spec = StageSpec.model_validate(_without(raw, deferred))
+        return Stage(name, draft.depends_on, spec, raw, deferred, draft.origin.key[0])
 
     @staticmethod
     def _single_name(tree: Mapping) -> str:
         return re.sub(r"[^A-Za-z0-9_-]", "_", str(tree.get("task_type", "task")))
 
 
-def _without(raw: dict, deferred: tuple[str, ...]) -> dict:
+def _place(draft: Draft, tree: Mapping) -> Origin:
+    """The place to tell of what a stage lacks: its own taskType, or the stage itself."""
+    origin = tree.origins.get("task_type", draft.origin)
+    own = origin.path[: len(draft.origin.path)] == draft.origin.path
+    return Origin(origin.path[:-1], origin.key, origin.value) if own and origin is not draft.origin else draft.origin
+
+
+def _clean(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:100] or "task"
+
+
+def _has_slo(tree: Mapping) -> bool:
+    """Whether one of the keys that go before the annotation gives a positive service level."""
+    sections = [tree.get(name) for name in ("slo", "latency", "runtime")]
+    inner = [section.get("seconds") for section in sections if isinstance(section, Mapping)]
+    return any(_positive(seconds) for seconds in (tree.get("slo_seconds"), *inner))
+
+
+def _positive(value: Json) -> bool:
+    try:
+        return float(value) > 0
+    except (TypeError, ValueError, OverflowError):
+        return value is not None
+
+
+def _without(raw: dict[str, Json], deferred: tuple[str, ...]) -> dict[str, Json]:
     """Return a copy of `raw` without the deferred keys."""
     copy = plain(raw)
     for dotted in deferred:
         inner = copy
         *parents, last = dotted.split(".")
         for part in parents:
-            inner = inner[int(part)] if isinstance(inner, list) else inner[part]
-        if isinstance(inner, list):
-            inner[int(last)] = {}
-        else:
-            inner.pop(last, None)
+            inner = inner[int(part)] if isinstance(inner, list) else inner.get(part, {})
+        inner.pop(last, None)
     return copy
 
 

@@ -13,21 +13,35 @@ class Destination(Section):
     """Where one stage's results are delivered."""
 
     type: Literal["local", "http", "s3", "huggingface"] = "local"
+    """Where results are delivered."""
     path: str | None = None
+    """Folder inside the results, or below the bucket."""
     url: str | None = None
+    """Address that results are sent to."""
     method: Literal["POST", "PUT", "post", "put"] = "POST"
+    """HTTP method."""
     headers: dict[str, str] = {}
+    """HTTP headers."""
     timeout_sec: Annotated[float, Field(gt=0), also("timeoutSec")] = 60.0
+    """Seconds that one request may take."""
     retries: NotNegative = 2
+    """Further attempts after a failure."""
     retry_backoff_sec: Annotated[float, Field(ge=0), also("retryBackoffSec")] = 0.8
+    """Seconds to wait, times the number of the attempt."""
     bucket: str | None = None
+    """Bucket."""
     prefix: str | None = None
+    """Key prefix in the bucket."""
     repo_id: str | None = None
+    """Repository on the hub."""
     private: bool = True
+    """Whether a new repository is private."""
 
 
 class Output(Section):
     """Destination and the artifacts that must be there."""
 
     destination: Destination | None = None
+    """Where results are delivered."""
     artifacts: list[str] = []
+    """Artifacts that must be there at the end."""

@@ -19,7 +19,7 @@ def parse_cpu(value: object) -> float:
     cores = {"": number, "m": number / 1000}.get(unit)
     if cores is not None and cores <= _MOST_CORES:
         return cores
-    raise ValueError(f"{value!r} is not a number of CPU cores; {_CPU_WAY_OUT}")
+    raise ValueError(f"{value!r:.60} is not a number of CPU cores; {_CPU_WAY_OUT}")
 
 
 def parse_memory(value: object) -> int:
@@ -30,10 +30,10 @@ def parse_memory(value: object) -> int:
     number, unit = _split(value, _MEMORY_WAY_OUT)
     bare = unit.lower().removesuffix("b").removesuffix("i")
     if bare not in _POWER or (unit == "m"):
-        raise ValueError(f"{value!r} is not an amount of memory; {_MEMORY_WAY_OUT}")
+        raise ValueError(f"{value!r:.60} is not an amount of memory; {_MEMORY_WAY_OUT}")
     size = number * 1024.0 ** _POWER[bare]
     if size >= _MOST_MEMORY:
-        raise ValueError(f"{value!r} is more memory than any machine has; {_MEMORY_WAY_OUT}")
+        raise ValueError(f"{value!r:.60} is more memory than any machine has; {_MEMORY_WAY_OUT}")
     return int(size)
 
 
@@ -49,16 +49,16 @@ def format_bytes(count: float) -> str:
 
 def _split(value: object, way_out: str) -> tuple[float, str]:
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        raise ValueError(f"{value!r} is not a quantity; {way_out}")
+        raise ValueError(f"{value!r:.60} is not a quantity; {way_out}")
     if isinstance(value, int) and abs(value) > _MOST_MEMORY:
-        raise ValueError(f"{value!r:.40} is not a quantity; {way_out}")
+        raise ValueError(f"{value!r:.60} is not a quantity; {way_out}")
     if isinstance(value, (int, float)):
         number, unit = float(value), ""
     else:
         match = _NUMBER.match(value)
         if not match:
-            raise ValueError(f"{value!r} is not a quantity; {way_out}")
+            raise ValueError(f"{value!r:.60} is not a quantity; {way_out}")
         number, unit = float(match[1]), match[2]
     if not math.isfinite(number) or number < 0:
-        raise ValueError(f"{value!r} is not a quantity; {way_out}")
+        raise ValueError(f"{value!r:.60} is not a quantity; {way_out}")
     return number, unit

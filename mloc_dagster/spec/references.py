@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from mloc_dagster.spec.base import Json
 
 _PATTERN = re.compile(r"\$(\$)?\{([^{}]*)\}")
+_UNCLOSED = re.compile(r"(?<!\$)\$\{(?![^{}]*\})")
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
 _STEP = re.compile(r"[^.\[\]]+|\[\d+\]")
 ALTERNATIVES = frozenset({"path", "task_id", "url"})
@@ -41,11 +42,12 @@ def parse(body: str) -> Reference:
     head, dot, rest = text.partition(".")
     if not dot or not head or not rest or rest.endswith(".") or ".." in rest or rest.startswith("."):
         raise BadReference(
-            f"${{{body}}} is not a reference; write ${{stage.result.path.to[0].field}}, ${{NAME}}, or $${{ for a literal"
+            f"${{{body:.60}}} is not a reference; "
+            "write ${stage.result.path.to[0].field}, ${NAME}, or $${ for a literal"
         )
     steps = _STEP.findall(rest)
     if len("".join(steps)) != len(rest.replace(".", "")):
-        raise BadReference(f"${{{body}}} has an unreadable path; list indexes are [0] or .0")
+        raise BadReference(f"${{{body:.60}}} has an unreadable path; list indexes are [0] or .0")
     return Reference(text, head, tuple(_step(step) for step in steps))
 
 
@@ -65,6 +67,23 @@ def find(value: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
                 yield (index, *path), body
 
 
+def unclosed(value: Json) -> Iterator[tuple[str | int, ...]]:
+    """Yield the path of every string in which a `${` is never closed."""
+    if isinstance(value, str):
+        if _UNCLOSED.search(value):
+            yield ()
+    elif isinstance(value, (dict, list)):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            for path in unclosed(item):
+                yield (key, *path)
+
+
+def whole(value: Json) -> str | None:
+    """Return the body when the value is one whole reference, else None."""
+    match = _PATTERN.fullmatch(value.strip()) if isinstance(value, str) else None
+    return match[2] if match and not match[1] else None
+
+
 def has_reference(value: Json) -> bool:
     """Whether a string holds a live reference."""
     return isinstance(value, str) and any(not match[1] for match in _PATTERN.finditer(value))
@@ -75,7 +94,7 @@ def resolve(value: Json, envelopes: Callable[[str], Mapping[str, Json]], environ
 
     `envelopes(stage)` gives a stage's envelope and raises BadReference when there is none. A string that is one
     whole reference takes the type of what it names; an embedded one becomes text (JSON for maps and lists).
-    In a group of alternatives (`path`, `task_id`, `url`) an absent one is dropped while another works.
+    An absent one of several alternatives (`path`, `task_id`, `url`) is dropped while another works.
     """
     if isinstance(value, str):
         return _resolve_text(value, envelopes, environment)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
-
 from mloc_dagster.spec.base import Fraction, Json, NotNegative, Positive, Section, also
 
 

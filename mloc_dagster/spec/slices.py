@@ -39,11 +39,11 @@ def parse_slice(text: str) -> Slice:
     match = _SLICE.match(text)
     if not match or ("[" in text and not match[3]):
         raise SliceError(
-            f"{text!r} is not a split; write train, train[:200], train[60:100], train[:1%] or validation[-50:]"
+            f"{text!r:.60} is not a split; write train, train[:200], train[60:100], train[:1%] or validation[-50:]"
         )
     for bound in (match[2], match[4]):
         if bound and bound.endswith("%") and abs(int(bound[:-1])) > 100:
-            raise SliceError(f"{bound} is more than the whole split; write at most 100%")
+            raise SliceError(f"{bound:.60} is more than the whole split; write at most 100%")
     return Slice(match[1], match[2], match[4])
 
 

@@ -9,36 +9,44 @@ from importlib.metadata import entry_points
 
 from pydantic import BaseModel
 
+from mloc_dagster.spec import field_tables
+from mloc_dagster.spec.training import Training
+
 GROUP = "mloc.executors"
 """Entry-point group in which packages offer executors."""
 
-COMMON = frozenset(
+
+def _keys(words: str, under: str = "") -> frozenset[str]:
+    return frozenset(f"{under}.{word}" if under else word for word in words.split())
+
+
+COMMON = _keys(
     "task_type depends_on resources retry enforce_cpu slo_seconds deadline_seconds slo latency runtime timeout_seconds "
-    "mirror output.destination output.artifacts".split()
+    "mirror output.destination output.artifacts"
 )
-_PROMPT_DATA = frozenset(
-    "data.type data.url data.name data.split data.revision data.column data.shuffle data.seed data.buffer_size "
-    "data.metadata_columns data.metadata_include_all data.items data.metadata data.template data.task data.prompts data.jsonl "
-    "data.input_sources data.processing data.max_samples query task".split()
+"""What every task type reads."""
+
+_PROMPT_DATA = _keys("query task") | _keys(
+    "type url name split revision column shuffle seed buffer_size metadata_columns metadata_include_all items metadata "
+    "template task prompts jsonl input_sources processing max_samples dataset_name config_name",
+    under="data",
 )
-_ROW_DATA = frozenset(
-    "data.jsonl data.dataset_name data.config_name data.split data.revision data.max_samples data.prompt_column "
-    "data.response_column data.text_field data.separator data.prompts data.prompt_template data.source data.shuffle "
-    "data.seed data.url data.name data.type".split()
+_ROW_DATA = _keys(
+    "jsonl dataset_name config_name split revision max_samples prompt_column response_column chosen_column text_field "
+    "separator prompts preferences prompt_template source shuffle seed url name type",
+    under="data",
 )
-_TRAINING = frozenset(
-    f"training.{key}"
-    for key in "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate warmup_steps "
+_TRAINING = _keys(
+    "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate warmup_steps "
     "weight_decay logging_steps save_steps save_strategy save_total_limit save_model max_seq_length packing fp16 bf16 "
-    "gradient_checkpointing seed max_grad_norm resume_from_path log_with deepspeed fsdp fsdp_config "
-    "ddp_find_unused_parameters".split()
+    "gradient_checkpointing seed max_grad_norm resume_from_path log_with tracker_project_name deepspeed fsdp "
+    "fsdp_config ddp_find_unused_parameters",
+    under="training",
 )
-_INFERENCE = frozenset(
-    "model.source model.config model.adapters model.vllm model.transformers inference postprocess checkpoint".split()
+_INFERENCE = _keys("source config adapters vllm transformers", under="model") | _keys(
+    "inference postprocess checkpoint parallel"
 )
-_SFT = (
-    frozenset("model.source model.config model.transformers model.adapter checkpoint".split()) | _TRAINING | _ROW_DATA
-)
+_SFT = _keys("source config transformers adapter", under="model") | {"checkpoint", "lora"} | _TRAINING | _ROW_DATA
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,13 @@ class TaskType:
 
     def reads(self, dotted: str) -> bool:
         """Whether the type uses the key, one of its parents, or something below it."""
-        return any(_covers(used, dotted) for used in self.uses | COMMON)
+        return self._passes_through(dotted) or any(_covers(used, dotted) for used in self.uses | COMMON)
+
+    def _passes_through(self, dotted: str) -> bool:
+        section, _, rest = dotted.partition(".")
+        key = rest.partition(".")[0]
+        ours = key in Training.model_fields
+        return section == "training" and self.trains and not ours and key in field_tables.trl(self.config_class)
 
 
 def _covers(used: str, dotted: str) -> bool:
@@ -80,7 +94,7 @@ BUILT_IN: Mapping[str, TaskType] = {
         TaskType(
             "sft",
             "supervised fine-tuning of all weights, or of an adapter",
-            _SFT | {"lora"},
+            _SFT,
             "training",
             True,
             True,
@@ -90,7 +104,7 @@ BUILT_IN: Mapping[str, TaskType] = {
         TaskType(
             "lora_sft",
             "supervised fine-tuning of a LoRA adapter",
-            _SFT | {"lora"},
+            _SFT,
             "training",
             True,
             True,
@@ -101,9 +115,7 @@ BUILT_IN: Mapping[str, TaskType] = {
     )
 }
 
-PLANNED: frozenset[str] = frozenset(
-    "reward dpo ppo grpo rag rag_indexing rag_inference retrieval agent agent_inference serve".split()
-)
+PLANNED = _keys("reward dpo ppo grpo rag rag_indexing rag_inference retrieval agent agent_inference serve")
 """Named by the task language, not there yet."""
 
 

@@ -28,6 +28,10 @@ class Stage:
     deferred: tuple[str, ...] = ()
     line: int = 1
 
+    def is_deferred(self, dotted: str) -> bool:
+        """Whether the key, or something below it, waits for a reference to be resolved."""
+        return any(key == dotted or key.startswith(f"{dotted}.") for key in self.deferred)
+
 
 @dataclass(frozen=True)
 class TaskFile:

@@ -103,19 +103,11 @@ def plain(value: Json) -> Json:
     return value
 
 
-def deep_copy(value: Json) -> Json:
-    """Return a copy of a tree that keeps all places."""
-    if isinstance(value, Mapping):
-        twin = Mapping()
-        for key, item in value.items():
-            twin.put(key, deep_copy(item), value.origins[key])
-        return twin
-    if isinstance(value, Sequence):
-        copy = Sequence()
-        copy.extend(deep_copy(item) for item in value)
-        copy.origins = list(value.origins)
-        return copy
-    return value
+def size(value: Json) -> int:
+    """Return how many values a tree holds."""
+    if isinstance(value, dict):
+        return 1 + sum(size(item) for item in value.values())
+    return 1 + sum(size(item) for item in value) if isinstance(value, list) else 1
 
 
 def merge(base: Mapping, over: Mapping) -> Mapping:
@@ -263,7 +255,9 @@ class _Builder:
             return None
         value = node.value if node.style in _QUOTED else _plain_scalar(node.value)
         if isinstance(value, float) and not math.isfinite(value):
-            self._fault(node, path, "is not a finite number", shown(node.value), "write a number, or quote it to mean the text")
+            self._fault(
+                node, path, "is not a finite number", shown(node.value), "write a number, or quote it to mean the text"
+            )
             return None
         return value
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping as AnyMapping
 from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from mloc_dagster.spec.base import Json, Section
-from mloc_dagster.spec.faults import Fault, listing, nearest, shown
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.faults import MOST_OF_A_KIND, Fault, listing, nearest, shown
 from mloc_dagster.spec.references import has_reference
 from mloc_dagster.spec.tree import Mapping, Origin, Sequence, path_text, plain
 
-S = TypeVar("S", bound=Section)
+S = TypeVar("S", bound=BaseModel)
 Location = tuple[str | int, ...]
+_MOST_ROUNDS = 50
 
 _WAY_OUT = {
     "int": "write a whole number such as 8",
@@ -38,24 +39,35 @@ def validate(tree: Mapping, section: type[S], here: Origin) -> tuple[S | None, t
     `here` is the place that faults of the section as a whole are told at.
     """
     values = plain(tree)
-    deferred: list[str] = []
-    for _ in range(50):
+    deferred: list[Location] = []
+    for _ in range(_MOST_ROUNDS):
         try:
-            return section.model_validate(values), tuple(deferred), []
+            return section.model_validate(values), tuple(".".join(map(str, loc)) for loc in deferred), []
         except ValidationError as error:
             details = error.errors(include_url=False)
-        pruned = [loc for loc in map(lambda d: _value_at(tree, d["loc"])[0], details) if _is_reference(values, loc)]
-        if not pruned:
-            missing_only_deferred = [d for d in details if ".".join(map(str, d["loc"])) not in deferred]
-            return None, tuple(deferred), _faults(tree, missing_only_deferred, here)
-        for loc in dict.fromkeys(pruned):
+        waiting = list(dict.fromkeys(loc for detail in details if (loc := _awaited(tree, values, detail, deferred))))
+        if not waiting:
+            return None, (), _faults(tree, details[:MOST_OF_A_KIND], here)
+        for loc in waiting:
             _prune(values, loc)
-            deferred.append(".".join(map(str, loc)))
-    return (
-        None,
-        tuple(deferred),
-        [Fault(*here.value, here.text, "holds too many references that need a type", "", "write values")],
-    )
+        deferred.extend(waiting)
+    return None, (), [Fault(*here.value, here.text, "holds too many references that need a type", "", "write values")]
+
+
+def _awaited(tree: Mapping, values: Json, detail: ErrorDetails, deferred: list[Location]) -> Location | None:
+    """Return the place to defer: a reference where a typed value belongs, or what lacks a value that was deferred."""
+    loc = detail["loc"]
+    if detail["type"] == "missing" and loc in deferred:
+        return _in_a_map(loc[:-1]) or None
+    walked, _ = _value_at(tree, loc)
+    return _in_a_map(walked) if _is_reference(values, walked) else None
+
+
+def _in_a_map(loc: Location) -> Location:
+    """The nearest place that is a key of a map: a list with an item that cannot be typed waits as a whole."""
+    while loc and isinstance(loc[-1], int):
+        loc = loc[:-1]
+    return loc
 
 
 def origin_at(tree: Mapping, loc: Location) -> Origin | None:
@@ -80,26 +92,25 @@ def _value_at(tree: Mapping, loc: Location) -> tuple[Location, Origin | None]:
 
 def _is_reference(values: Json, loc: Location) -> bool:
     for part in loc:
-        if (
-            isinstance(values, dict)
-            and part in values
-            or isinstance(values, list)
-            and isinstance(part, int)
-            and part < len(values)
-        ):
-            values = values[part]
-        else:
+        if not _has(values, part):
             return False
+        values = values[part]
     return bool(loc) and has_reference(values)
+
+
+def _has(values: Json, part: str | int) -> bool:
+    if isinstance(values, list):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, dict) and part in values
 
 
 def _prune(values: Json, loc: Location) -> None:
     for part in loc[:-1]:
+        if not _has(values, part):
+            return
         values = values[part]
     if isinstance(values, dict):
         values.pop(loc[-1], None)
-    else:
-        values[loc[-1]] = {}
 
 
 def _faults(tree: Mapping, details: list[ErrorDetails], here: Origin) -> list[Fault]:
@@ -124,7 +135,10 @@ def _fault(tree: Mapping, group: list[ErrorDetails], here: Origin) -> Fault:
 
 def _what(detail: ErrorDetails) -> str:
     if detail["type"] == "value_error":
-        return str(detail["msg"]).removeprefix("Value error, ").split("; ")[0]
+        what = str(detail["msg"]).removeprefix("Value error, ").split("; ")[0]
+        return what.removeprefix(f"{detail['input']!r:.60} ")
+    if detail["type"] == "string_pattern_mismatch":
+        return "is not of the right form"
     message = detail["msg"][:1].lower() + detail["msg"][1:]
     return message.removeprefix("input ").replace("a valid dictionary or instance of", "a map for")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from mloc_dagster.spec.base import Json, Section, also
+from mloc_dagster.spec.base import Section, also
 
 
 class SharedStorage(Section):
@@ -17,7 +17,9 @@ class SharedStorage(Section):
 
 
 class FinalOutput(Section):
-    """What the whole workflow hands out."""
+    """What the whole workflow hands out; further keys are free."""
+
+    model_config = ConfigDict(extra="allow")
 
     source: Annotated[str | None, also("stage")] = None
     format: str | None = None
@@ -46,6 +48,3 @@ class Slo(Section):
     """A service level in seconds; a breach is reported, never a kill."""
 
     seconds: Annotated[float | None, also("sloSeconds")] = None
-
-
-Extra = dict[str, Json]

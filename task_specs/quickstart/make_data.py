@@ -1,14 +1,15 @@
 """Write the data of the quickstart: `python task_specs/quickstart/make_data.py`.
 
-Sentences about a person, a city and a year; the answer is one record in a fixed form. Held-out sentences use people and
-cities that training never shows.
+`records_*`: sentences about a person, a city and a year; the answer is one record in a fixed form. `words_*`: a word to
+copy; the answer is the word in capitals. Held-out rows use people, cities and words that training never shows.
 """
 
 from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+import string
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 FIRST = "Anna Boris Clara David Elena Farid Greta Hugo Ines Jonas Karin Leon Maria Nils Olga Pavel Rita Simon Tanja Viktor".split()
@@ -24,9 +25,11 @@ SENTENCES = (
 )
 ANSWER = "<{city}> {name} :: {year}"
 
+Row = dict[str, str]
 
-def rows(count: int, first: list[str], last: list[str], cities: list[str], seed: int) -> Iterator[dict[str, str]]:
-    """Yield prompt and response pairs."""
+
+def records(count: int, first: list[str], last: list[str], cities: list[str], seed: int) -> Iterator[Row]:
+    """Yield sentences with their records."""
     draw = random.Random(seed)
     for index in range(count):
         values = {
@@ -37,16 +40,34 @@ def rows(count: int, first: list[str], last: list[str], cities: list[str], seed:
         yield {"prompt": SENTENCES[index % len(SENTENCES)].format(**values), "response": ANSWER.format(**values)}
 
 
+def words(count: int, seed: int) -> list[str]:
+    """Return different made-up words of three to seven small letters."""
+    draw = random.Random(seed)
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(draw.choices(string.ascii_lowercase, k=draw.randint(3, 7)))] = None
+    return list(found)
+
+
+def capitals(of: list[str]) -> Iterator[Row]:
+    """Yield words to copy with the words in capitals."""
+    for word in of:
+        yield {"prompt": f"copy: {word} ->", "response": word.upper()}
+
+
 def main() -> None:
-    """Write both files."""
+    """Write all files."""
     folder = Path(__file__).parent / "data"
     folder.mkdir(exist_ok=True)
-    sets = {
-        "records_train.jsonl": rows(400, FIRST, LAST, CITIES, 1),
-        "records_heldout.jsonl": rows(24, HELD_FIRST, HELD_LAST, HELD_CITIES, 2),
+    made_up = words(296, 3)
+    sets: dict[str, Iterable[Row]] = {
+        "records_train.jsonl": records(400, FIRST, LAST, CITIES, 1),
+        "records_heldout.jsonl": records(24, HELD_FIRST, HELD_LAST, HELD_CITIES, 2),
+        "words_train.jsonl": capitals(made_up[:256]),
+        "words_heldout.jsonl": capitals(made_up[256:]),
     }
-    for name, made in sets.items():
-        text = "".join(json.dumps(row) + "\n" for row in made)
+    for name, rows in sets.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name).write_text(text, "utf-8")
 
 

@@ -35,7 +35,7 @@ def tiny_chat(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.chat_template = (
         "{% for m in messages %}{{ m.role[0] }}:{{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
-        "{% else %}\n{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
+        "{% else %}{{ '\n' }}{% endif %}{% endfor %}{% if add_generation_prompt %}a:{% endif %}"
     )
     tokenizer.save_pretrained(folder)
     return folder

@@ -24,8 +24,11 @@ def test_scores_rows_and_difference(job: MakeJob) -> None:
     assert result.payload["metrics"] == {"exact_match": {"base": 0.25, "tuned": 0.75}}
     assert result.payload["difference"] == {"exact_match": {"tuned": 0.5}}
     assert result.payload["rows"][1] == {
-        "index": 1, "reference": "B", "outputs": {"base": "x", "tuned": " B\n"}, "correct": {"base": False, "tuned": True},
-    }  # fmt: skip
+        "index": 1,
+        "reference": "B",
+        "outputs": {"base": "x", "tuned": " B\n"},
+        "correct": {"base": False, "tuned": True},
+    }
     assert result.metrics["exact_match/tuned"] == 0.75
 
 
@@ -35,9 +38,15 @@ def test_scores_rows_and_difference(job: MakeJob) -> None:
         ({"candidates": {"a": items("A"), "b": items("A", "B")}}, "a has 1, b has 2"),
         ({"candidates": {"a": []}}, "no items"),
         ({"candidates": {"a": "text"}}, "not a list of items"),
-        ({"candidates": {"a": items("A")}, "reference": "metadata.answer"}, r"item a\[0\] has no 'answer'; it has reference"),
+        (
+            {"candidates": {"a": items("A")}, "reference": "metadata.answer"},
+            r"a\[0\] has no 'answer'; it has ref",
+        ),
         ({"candidates": {"a": items("A")}, "baseline": "b"}, "'b', which is no candidate"),
-        ({"candidates": {"a": items("A"), "b": items("A", references=("Z",))}}, "Row 0 has reference 'A' in a and 'Z' in b"),
+        (
+            {"candidates": {"a": items("A"), "b": items("A", references=("Z",))}},
+            "Row 0 has reference 'A' in a and 'Z'",
+        ),
     ],
 )
 def test_faults(job: MakeJob, evaluation: dict[str, Any], fault: str) -> None:

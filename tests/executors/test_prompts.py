@@ -139,9 +139,12 @@ def envelopes(stage: str) -> dict[str, Any]:
 def test_graph_template_shows_values_of_other_stages(tmp_path: Path) -> None:
     template = {
         "text": "{col0_label}={col0_value}; {col1_value}; {col2_value}",
-        "columns": [{"label": "A", "expr": "one.result.items[1].output"}, {"label": "B", "node": "one", "path": "result.n"},
-                    {"label": "C", "node": "gone", "default": "none"}],
-    }  # fmt: skip
+        "columns": [
+            {"label": "A", "expr": "one.result.items[1].output"},
+            {"label": "B", "node": "one", "path": "result.n"},
+            {"label": "C", "node": "gone", "default": "none"},
+        ],
+    }
     spec = {"data": {"type": "graph_template", "template": template}}
     [(_, prompt, _)] = rows(tmp_path, spec, envelopes=envelopes)
     assert prompt.startswith("A=second; {") and '"a": 1' in prompt and prompt.endswith("; none")
@@ -163,7 +166,10 @@ def test_input_sources_are_combined(tmp_path: Path) -> None:
         },
         "processing": {"prompt_template": "{context} | {query}"},
     }
-    assert [prompt for _, prompt, _ in rows(tmp_path, {"data": data}, envelopes=envelopes)] == ["first | q1", "second | q2"]
+    assert [prompt for _, prompt, _ in rows(tmp_path, {"data": data}, envelopes=envelopes)] == [
+        "first | q1",
+        "second | q2",
+    ]
 
 
 def test_nothing_is_written_outside_the_work_folder(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def test_configuration_that_is_a_split_prefix_falls_back_with_a_warning(tmp_path
 
 
 def test_template_of_the_older_dialect(tmp_path: Path) -> None:
-    data = {"prompts": [{"instruction": "do", "response": "done"}], "prompt_template": "Q: {instruction}\nA: {response}"}
+    data = {
+        "prompts": [{"instruction": "do", "response": "done"}],
+        "prompt_template": "Q: {instruction}\nA: {response}",
+    }
     assert found(tmp_path, data) == [Whole("Q: do\nA: done")]
     with pytest.raises(ExecutorError, match=r"prompt_template names \{input\}.*no such column"):
         found(tmp_path, data | {"prompt_template": "{input}"})
@@ -81,7 +84,10 @@ def test_messages_column(tmp_path: Path) -> None:
     [
         ({}, "no training rows"),
         ({"prompts": []}, "0 rows"),
-        ({"prompts": PAIRS, "response_column": "answer"}, "response_column is 'answer', but data.prompts has no such column"),
+        (
+            {"prompts": PAIRS, "response_column": "answer"},
+            "response_column is 'answer', but data.prompts has no",
+        ),
         ({"prompts": PAIRS, "text_field": "body"}, "text_field is 'body'"),
         ({"prompts": [*PAIRS[:17], {"prompt": 5, "response": "x"}]}, r"row 17: 'prompt' is 5 \(int\)"),
         ({"prompts": [*PAIRS[:17], {"prompt": "p"}]}, r"row 17: 'response' is empty"),

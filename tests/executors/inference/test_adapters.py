@@ -66,7 +66,11 @@ def test_archive_and_task_id(job: MakeJob, adapter: Path, tmp_path: Path) -> Non
     stage = tmp_path / "results" / "task-0" / "tune"
     stage.mkdir(parents=True)
     adapter.rename(stage / "final_lora")
-    spec = {"data": {"items": ["hello", "good day"]}, "inference": GREEDY, "model": {"adapters": [{"task_id": "task-0"}]}}
+    spec = {
+        "data": {"items": ["hello", "good day"]},
+        "inference": GREEDY,
+        "model": {"adapters": [{"task_id": "task-0"}]},
+    }
     result = execute(job("inference", spec, results=tmp_path / "results"))
     assert [item["output"] for item in result.payload["items"]] == expected
 
@@ -82,7 +86,7 @@ def test_checkpoint_adapter_and_model(job: MakeJob, adapter: Path, tmp_path: Pat
 
 
 def test_checkpoint_that_is_not_there_fails(job: MakeJob) -> None:
-    with pytest.raises(ExecutorError, match="checkpoint.load cannot be used: path '/nope' is not there"):
+    with pytest.raises(ExecutorError, match=r"checkpoint\.load cannot be used: path '/nope' is not there"):
         generate(job, [], checkpoint={"load": {"path": "/nope"}})
 
 
@@ -92,10 +96,16 @@ def test_adapter_of_another_model_says_so(job: MakeJob, adapter: Path, tmp_path:
 
     torch.manual_seed(0)
     small = tmp_path / "small"
-    config = LlamaConfig(vocab_size=101, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4)
+    config = LlamaConfig(
+        vocab_size=101, hidden_size=64, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4
+    )
     LlamaForCausalLM(config).save_pretrained(small)
     AutoTokenizer.from_pretrained(make_random_llama(tmp_path / "tokens")).save_pretrained(small)
     for apply in ("runtime", "merge"):
-        spec = {"data": {"items": ["a"]}, "inference": GREEDY, "model": {"adapters": [{"path": str(adapter), "apply": apply}]}}
+        spec = {
+            "data": {"items": ["a"]},
+            "inference": GREEDY,
+            "model": {"adapters": [{"path": str(adapter), "apply": apply}]},
+        }
         with pytest.raises(ExecutorError, match="does not fit the model"):
             execute(job("inference", spec, model=small))

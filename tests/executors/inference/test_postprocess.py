@@ -13,8 +13,15 @@ from executors.inference.postprocess import export_jsonl
 from mloc_dagster.spec.inference import JsonlExport
 from tests.executors.context_of import context_of
 
+METADATA = {"a": {"b": 1}, "k": "v", "z": 0}
 ITEMS = [
-    {"index": 0, "prompt": "p0", "output": "o0", "finish_reason": "stop", "metadata": {"a": {"b": 1}, "k": "v", "z": 0}},
+    {
+        "index": 0,
+        "prompt": "p0",
+        "output": "o0",
+        "finish_reason": "stop",
+        "metadata": {"a": {"b": 1}, "k": "v", "z": 0},
+    },
     {"index": 1, "prompt": "p1", "output": "", "finish_reason": "length", "metadata": {}},
 ]
 

