@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-PAD, BOS, EOS, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
+SPECIAL = ("<pad>", "<s>", "</s>", "<unk>")
+PAD, BOS, EOS, UNKNOWN = range(4)
+"""Token ids; all others are single characters."""
 CHARACTERS = string.digits + string.ascii_letters + string.punctuation + " \n"
 PROMPT = "copy: {word} ->"
 ANSWER = " {word}"
@@ -43,7 +45,7 @@ def make_tiny_llama(folder: Path, *, seed: int = 0, steps: int = _STEPS, chat: b
     leaves the weights random. `chat` adds a chat template.
     """
     tokenizer = make_tokenizer(chat=chat)
-    with _one_thread(seed):
+    with _one_thread():
         model = _random_model(tokenizer, seed)
         _train(model, tokenizer, random.Random(seed), steps)
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,14 +59,19 @@ def make_tokenizer(*, chat: bool = False) -> PreTrainedTokenizerFast:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate((PAD, BOS, EOS, UNKNOWN, *CHARACTERS))}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL, *CHARACTERS))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL[UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, pad_token=PAD, unk_token=UNKNOWN,
-        model_max_length=CONTEXT, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        bos_token=SPECIAL[BOS],
+        eos_token=SPECIAL[EOS],
+        pad_token=SPECIAL[PAD],
+        unk_token=SPECIAL[UNKNOWN],
+        model_max_length=CONTEXT,
+        clean_up_tokenization_spaces=False,
+    )
     if chat:
         fast.chat_template = CHAT_TEMPLATE
     return fast
@@ -84,9 +91,9 @@ def _random_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCaus
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=CONTEXT,
-            bos_token_id=tokenizer.convert_tokens_to_ids(BOS),
-            eos_token_id=tokenizer.convert_tokens_to_ids(EOS),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            bos_token_id=BOS,
+            eos_token_id=EOS,
+            pad_token_id=PAD,
         )
     )
 
@@ -114,17 +121,16 @@ def _batch(tokenizer: PreTrainedTokenizerFast, draw: random.Random) -> tuple[Ten
     """Token ids, attention mask and labels, each of shape (rows, longest row)."""
     import torch
 
-    pad, eos = tokenizer.convert_tokens_to_ids(PAD), tokenizer.convert_tokens_to_ids(EOS)
     rows = []
     for _ in range(_ROWS):
         word = _word(draw)
         prompt = tokenizer.encode(PROMPT.format(word=word), add_special_tokens=False)
-        rows.append((prompt, [*tokenizer.encode(ANSWER.format(word=word), add_special_tokens=False), eos]))
+        rows.append((prompt, [*tokenizer.encode(ANSWER.format(word=word), add_special_tokens=False), EOS]))
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
-    ids = torch.tensor([prompt + answer + [pad] * (longest - len(prompt) - len(answer)) for prompt, answer in rows])
+    ids = torch.tensor([prompt + answer + [PAD] * (longest - len(prompt) - len(answer)) for prompt, answer in rows])
     hidden = [[_IGNORED] * len(prompt) + answer for prompt, answer in rows]
     labels = torch.tensor([row + [_IGNORED] * (longest - len(row)) for row in hidden])
-    return ids, (ids != pad).long(), labels
+    return ids, torch.ne(ids, PAD).long(), labels
 
 
 def _word(draw: random.Random) -> str:
@@ -135,7 +141,7 @@ def _word(draw: random.Random) -> str:
 
 
 @contextmanager
-def _one_thread(seed: int) -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Work on one thread and without touching the caller's random state, so that sums are in the same order."""
     import torch
 

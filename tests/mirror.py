@@ -90,19 +90,23 @@ def _dolly() -> dict[str, Splits]:
 
 
 def _capybara() -> dict[str, Splits]:
-    return {"default": {"train": [{"source": "made up", "num_turns": 2, "messages": _talk(word)} for word in _WORDS] * 50}}
+    return {
+        "default": {"train": [{"source": "made up", "num_turns": 2, "messages": _talk(word)} for word in _WORDS] * 50}
+    }
 
 
 def _ultrachat() -> dict[str, Splits]:
-    rows: list[Row] = [
-        {"prompt": f"Tell me of {word}.", "prompt_id": word, "messages": _talk(word)} for word in _WORDS
-    ]
+    rows: list[Row] = [{"prompt": f"Tell me of {word}.", "prompt_id": word, "messages": _talk(word)} for word in _WORDS]
     return {"default": {split: rows for split in ("train_sft", "test_sft", "train_gen", "test_gen")}}
 
 
 def _sst2() -> dict[str, Splits]:
     rows: list[Row] = [
-        {"text": f"{'fine' if index % 2 else 'dull'} {word}", "label": index % 2, "label_text": ("negative", "positive")[index % 2]}
+        {
+            "text": f"{'fine' if index % 2 else 'dull'} {word}",
+            "label": index % 2,
+            "label_text": ("negative", "positive")[index % 2],
+        }
         for index, word in enumerate(_WORDS)
     ]
     return {"default": {split: rows for split in ("train", "validation", "test")}}
@@ -110,7 +114,10 @@ def _sst2() -> dict[str, Splits]:
 
 def _gsm8k() -> dict[str, Splits]:
     rows: list[Row] = [
-        {"question": f"Ann has {n} and gets 2. How many?", "answer": f"{n} + 2 = <<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}"}
+        {
+            "question": f"Ann has {n} and gets 2. How many?",
+            "answer": f"{n} + 2 = <<{n}+2={n + 2}>>{n + 2}\n#### {n + 2}",
+        }
         for n in range(40)
     ]
     return {config: {"train": rows * 5, "test": rows[:8]} for config in ("main", "socratic")}

@@ -1,4 +1,4 @@
-"""Write the field names of TRL's config classes and vLLM's engine arguments to the tables that the spec checks against."""
+"""Write the field names of TRL's config classes to the table that the spec checks against."""
 
 from __future__ import annotations
 

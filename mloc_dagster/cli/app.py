@@ -20,16 +20,21 @@ app = typer.Typer(
 
 TaskPath = Annotated[Path, typer.Argument(metavar="FILE", help="A task file (YAML).", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-OnCpu = Annotated[str | None, typer.Option("--on", metavar="cpu", help="cpu: take GPU requests as hints and run on the CPU.")]
+OnCpu = Annotated[
+    str | None, typer.Option("--on", metavar="cpu", help="cpu: take GPU requests as hints and run on the CPU.")
+]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do the work again, also what an earlier run has done already.")]
 
 
 @app.callback(invoke_without_command=False)
 def options(
     home: Annotated[
-        Path | None, typer.Option("--home", envvar="MLOC_HOME", help="Folder of all state (default ./.mloc).", show_default=False)
+        Path | None,
+        typer.Option("--home", envvar="MLOC_HOME", help="Folder of all state (default ./.mloc).", show_default=False),
     ] = None,
-    version: Annotated[bool, typer.Option("--version", is_eager=True, callback=lambda on: _version(on), help="Show the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _version(on), help="Show the version.")
+    ] = False,
 ) -> None:
     """Options before the command."""
     os.environ["MLOC_HOME"] = str((home or Path(".mloc")).expanduser().resolve())

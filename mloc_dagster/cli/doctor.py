@@ -35,21 +35,52 @@ def doctor(json: AsJson = False) -> None:
     extras = {extra: {name: _version(name) for name in packages} for extra, packages in _EXTRAS.items()}
     missing = {extra: [name for name, found in packages.items() if found is None] for extra, packages in extras.items()}
     devices = [{"name": device.name, "memory": device.memory} for device in inventory.gpus()]
-    machine = {"python": platform.python_version(), "cpu": os.cpu_count(), "memory": inventory.memory_bytes(), "gpus": devices}
+    machine = {
+        "python": platform.python_version(),
+        "cpu": os.cpu_count(),
+        "memory": inventory.memory_bytes(),
+        "gpus": devices,
+    }
     ready = {name: not missing.get(kind.extra, []) for name, kind in known().items()}
     if json:
-        as_json({"machine": machine, "extras": extras, "task_types": ready, "planned": sorted(PLANNED), "home": str(Home.current().root)})
+        as_json(
+            {
+                "machine": machine,
+                "extras": extras,
+                "task_types": ready,
+                "planned": sorted(PLANNED),
+                "home": str(Home.current().root),
+            }
+        )
         return
-    console.print(f"home {Home.current().root}, Python {machine['python']}, {machine['cpu']} cores, {format_bytes(machine['memory'])}", highlight=False, soft_wrap=True)
-    console.print("GPUs: " + (", ".join(f"{d['name']} {format_bytes(d['memory'])}" for d in devices) or "none; work runs on the CPU"), highlight=False)
+    console.print(
+        f"home {Home.current().root}, Python {machine['python']}, {machine['cpu']} cores, "
+        f"{format_bytes(inventory.memory_bytes())}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(
+        "GPUs: "
+        + (", ".join(f"{d['name']} {format_bytes(d['memory'])}" for d in devices) or "none; work runs on the CPU"),
+        highlight=False,
+    )
     shown = table("", "extra", "state", "packages")
     for extra, packages in extras.items():
         absent = missing[extra]
         state = "[green]ok[/]" if not absent else f"[yellow]missing {', '.join(absent)}[/]"
-        way = "" if not absent else f"  pip install 'mloc-dagster\\[{extra}]'" if extra != "core" else "  pip install mloc-dagster"
+        way = (
+            ""
+            if not absent
+            else f"  pip install 'mloc-dagster\\[{extra}]'"
+            if extra != "core"
+            else "  pip install mloc-dagster"
+        )
         shown.add_row(extra, state, " ".join(f"{name} {found}" for name, found in packages.items() if found) + way)
     console.print(shown)
-    console.print("task types: " + ", ".join(f"{name}{'' if ok else ' (extra missing)'}" for name, ok in sorted(ready.items())), highlight=False)
+    console.print(
+        "task types: " + ", ".join(f"{name}{'' if ok else ' (extra missing)'}" for name, ok in sorted(ready.items())),
+        highlight=False,
+    )
     console.print("not there yet: " + ", ".join(sorted(PLANNED)), highlight=False)
 
 

@@ -12,7 +12,9 @@ from mloc_dagster.cli.screen import as_json, console, fail, table, warn
 
 
 @app.command()
-def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False)], json: AsJson = False) -> None:
+def validate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", show_default=False)], json: AsJson = False
+) -> None:
     """Check task files; every fault with file:line:column, the value, the reason and the way out."""
     from mloc_dagster.spec import SpecError, load_file
 
@@ -22,14 +24,20 @@ def validate(files: Annotated[list[Path], typer.Argument(metavar="FILE...", show
             task = load_file(file)
         except SpecError as error:
             faults.extend(error.faults)
-            report.append({"file": str(file), "ok": False, "faults": [fault.as_dict() for fault in error.faults], "warnings": []})
+            report.append(
+                {"file": str(file), "ok": False, "faults": [fault.as_dict() for fault in error.faults], "warnings": []}
+            )
             continue
         warnings = [warning.as_dict() for warning in task.warnings]
         report.append({"file": str(file), "ok": True, "faults": [], "warnings": warnings})
         if not json:
             warn(task.warnings)
             stages = ", ".join(f"{stage.name} ({stage.spec.task_type})" for stage in task.stages)
-            console.print(f"[green]ok[/] {file}: {task.name}, {len(task.stages)} stage(s): {stages}", highlight=False, soft_wrap=True)
+            console.print(
+                f"[green]ok[/] {file}: {task.name}, {len(task.stages)} stage(s): {stages}",
+                highlight=False,
+                soft_wrap=True,
+            )
     if json:
         as_json(report)
         raise typer.Exit(2 if faults else 0)
@@ -50,18 +58,31 @@ def plan(file: TaskPath, json: AsJson = False, on: OnCpu = None, fresh: Fresh = 
     compiled = compile_plan(load_file(file))
     rows = preview(compiled, Home.current(), fresh=fresh)
     if json:
-        as_json({
-            "task": compiled.task.name,
-            "owner": compiled.task.owner,
-            "project": compiled.task.project,
-            "steps": [row.as_dict() for row in rows],
-            "warnings": [warning.as_dict() for warning in compiled.warnings],
-        })
+        as_json(
+            {
+                "task": compiled.task.name,
+                "owner": compiled.task.owner,
+                "project": compiled.task.project,
+                "steps": [row.as_dict() for row in rows],
+                "warnings": [warning.as_dict() for warning in compiled.warnings],
+            }
+        )
         return
     warn(compiled.warnings)
-    shown = table(f"{compiled.task.name} (project {compiled.task.project}, owner {compiled.task.owner})", "step", "kind", "needs", "runs on", "memory", "GPU-hours", "state")
+    shown = table(
+        f"{compiled.task.name} (project {compiled.task.project}, owner {compiled.task.owner})",
+        "step",
+        "kind",
+        "needs",
+        "runs on",
+        "memory",
+        "GPU-hours",
+        "state",
+    )
     for row in rows:
-        memory = f"{format_bytes(row.memory)} ±{row.band:.0%}" + ("" if row.fits else " does not fit") if row.memory else "-"
+        memory = (
+            f"{format_bytes(row.memory)} ±{row.band:.0%}" + ("" if row.fits else " does not fit") if row.memory else "-"
+        )
         hours = f"{row.gpu_hours:.2f}" if row.gpu_hours is not None else "-"
         shown.add_row(row.key, row.kind, ", ".join(row.depends_on) or "-", row.device, memory, hours, row.state)
     console.print(shown)
@@ -81,7 +102,9 @@ def schema() -> None:
 @app.command()
 def init(
     task_type: Annotated[str, typer.Argument(help="The task type to start from.")] = "inference",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write (default <type>.yaml).", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write (default <type>.yaml).", show_default=False)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Write a commented starter file for a task type."""
@@ -91,13 +114,18 @@ def init(
     found = starters()
     if task_type not in found:
         guess = nearest(task_type, sorted(found))
-        fail(f"there is no starter for {task_type!r}", f"did you mean {guess}?" if guess else f"there are {listing(sorted(found))}")
+        fail(
+            f"there is no starter for {task_type!r}",
+            f"did you mean {guess}?" if guess else f"there are {listing(sorted(found))}",
+        )
     target = out or Path(f"{task_type}.yaml")
     if target.exists() and not force:
         fail(f"{target} is there already", "name another file with --out, or overwrite it with --force")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(starter(task_type), "utf-8")
-    console.print(f"wrote {target}; next: mloc validate {target}, then mloc run {target}", highlight=False, soft_wrap=True)
+    console.print(
+        f"wrote {target}; next: mloc validate {target}, then mloc run {target}", highlight=False, soft_wrap=True
+    )
 
 
 def _expand(paths: list[Path]) -> list[Path]:

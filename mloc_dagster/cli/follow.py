@@ -60,7 +60,13 @@ class _Screen:
     """The bars; fed from the run's events and its progress file."""
 
     def __init__(self, plan: Plan, progress_file: Path) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[count]}"), TimeElapsedColumn(), TextColumn("{task.fields[state]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[state]}"),
+        )
         self.progress = Progress(*columns, console=error_console)
         self._bars: dict[str, TaskID] = {}
         for step in plan.steps:
@@ -101,6 +107,8 @@ class _Screen:
             bar = self._bars.get(value.get("step", ""))
             if bar is not None:
                 done, total, unit = value.get("done") or 0, value.get("total"), value.get("unit", "")
-                metrics = " ".join(f"{k} {v:.4g}" for k, v in (value.get("metrics") or {}).items() if isinstance(v, (int, float)))
+                metrics = " ".join(
+                    f"{k} {v:.4g}" for k, v in (value.get("metrics") or {}).items() if isinstance(v, (int, float))
+                )
                 count = f"{done:g}/{total:g} {unit}" if total else f"{done:g} {unit}"
                 self.progress.update(bar, completed=done, total=total, count=f"{count} {metrics[:50]}")

@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
     from dagster._core.storage.dagster_run import RunRecord
 
+    from mloc_dagster.plan import Plan
     from mloc_dagster.store.home import Home
 
-RunId = Annotated[str, typer.Argument(metavar="TASK", help="A task's id (its first letters are enough) or its name (the latest run).")]
+RunId = Annotated[
+    str, typer.Argument(metavar="TASK", help="A task's id (its first letters are enough) or its name (the latest run).")
+]
 _COLOURS = {"SUCCESS": "green", "FAILURE": "red", "CANCELED": "yellow", "CANCELING": "yellow", "STARTED": "cyan"}
 
 
@@ -55,7 +58,9 @@ def submit(file: TaskPath, json: AsJson = False, on: OnCpu = None, fresh: Fresh 
 def list_runs(
     json: AsJson = False,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="How many runs, newest first.")] = 20,
-    status: Annotated[str | None, typer.Option(help="Only runs in this state, such as FAILURE.", show_default=False)] = None,
+    status: Annotated[
+        str | None, typer.Option(help="Only runs in this state, such as FAILURE.", show_default=False)
+    ] = None,
 ) -> None:
     """List runs, newest first."""
     from dagster import DagsterRunStatus, RunsFilter
@@ -66,7 +71,9 @@ def list_runs(
     states = [state.value for state in DagsterRunStatus]
     if status and status.upper() not in states:
         guess = nearest(status.upper(), states)
-        fail(f"{status!r} is not a state of a run", f"did you mean {guess}?" if guess else f"states: {', '.join(states)}")
+        fail(
+            f"{status!r} is not a state of a run", f"did you mean {guess}?" if guess else f"states: {', '.join(states)}"
+        )
     chosen = RunsFilter(statuses=[DagsterRunStatus(status.upper())]) if status else None
     records = instance.get_run_records(chosen, limit=limit)
     if json:
@@ -77,7 +84,14 @@ def list_runs(
         row = _row(record)
         colour = _COLOURS.get(str(row["status"]), "white")
         seconds = f"{row['seconds']:.1f}" if row["seconds"] is not None else "-"
-        shown.add_row(str(row["task_id"])[:8], str(row["task"]), str(row["owner"]), f"[{colour}]{row['status']}[/]", str(row["started"] or "-"), seconds)
+        shown.add_row(
+            str(row["task_id"])[:8],
+            str(row["task"]),
+            str(row["owner"]),
+            f"[{colour}]{row['status']}[/]",
+            str(row["started"] or "-"),
+            seconds,
+        )
     console.print(shown if records else "no runs yet; start one with: mloc run FILE")
 
 
@@ -133,7 +147,7 @@ def cancel(task: RunId) -> None:
     error_console.print(f"{found.run_id[:8]} is still ending; see: mloc show {found.run_id[:8]}", highlight=False)
 
 
-def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[DagsterInstance, Home, str, object]:
+def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[DagsterInstance, Home, str, Plan]:
     from mloc_dagster.plan import compile_plan
     from mloc_dagster.spec import load_file
 
@@ -169,7 +183,10 @@ def _find(instance: DagsterInstance, task: str) -> DagsterRun:
     if len(recent) == 1:
         return recent[0]
     if recent:
-        fail(f"{task!r} means {len(recent)} runs", "write more letters: " + ", ".join(found.run_id[:12] for found in recent[:5]))
+        fail(
+            f"{task!r} means {len(recent)} runs",
+            "write more letters: " + ", ".join(found.run_id[:12] for found in recent[:5]),
+        )
     fail(f"there is no task {task!r} here", "see: mloc list")
 
 

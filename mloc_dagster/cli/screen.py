@@ -33,7 +33,9 @@ def warn(warnings: Iterable[Fault]) -> None:
 
 def table(title: str, *columns: str) -> Table:
     """Return an empty table in the command's style."""
-    made = Table(title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    made = Table(
+        title=title or None, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False
+    )
     for column in columns:
         made.add_column(column, overflow="fold")
     return made

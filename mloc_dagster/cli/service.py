@@ -22,7 +22,9 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 @app.command()
 def up(
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port of the web UI.")] = 3000,
-    host: Annotated[str, typer.Option(help="Address to bind to; only loopback until token auth is there.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to bind to; only loopback until token auth is there.")
+    ] = "127.0.0.1",
     on: OnCpu = None,
 ) -> None:
     """Start the web UI and the daemon (sensors, monitoring); Ctrl-C stops both."""
@@ -32,7 +34,10 @@ def up(
 
     check_on(on)
     if host not in _LOOPBACK:
-        fail(f"--host {host}: without token auth this would open the service to everyone", "leave --host out, and reach it through an SSH tunnel")
+        fail(
+            f"--host {host}: without token auth this would open the service to everyone",
+            "leave --host out, and reach it through an SSH tunnel",
+        )
     if _taken(host, port):
         fail(f"port {port} is in use", "name another one with --port")
     home = Home.current()
@@ -42,7 +47,10 @@ def up(
     if local.is_dir():
         os.environ.setdefault("MLOC_TASK_SPECS", str(local.resolve()))
     workspace = home.dagster / "workspace.yaml"
-    write_text(workspace, "load_from:\n  - python_module:\n      module_name: mloc_dagster.definitions\n      location_name: mloc\n")
+    write_text(
+        workspace,
+        "load_from:\n  - python_module:\n      module_name: mloc_dagster.definitions\n      location_name: mloc\n",
+    )
     commands = {
         "web": ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],
         "daemon": ["dagster._daemon", "run", "-w", str(workspace)],
@@ -56,7 +64,11 @@ def _start(name: str, command: list[str], logs: Path) -> subprocess.Popen[bytes]
     logs.mkdir(parents=True, exist_ok=True)
     with (logs / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", *command], stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            [sys.executable, "-m", *command],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
 
 
@@ -69,7 +81,11 @@ def _watch(children: dict[str, subprocess.Popen[bytes]], logs: Path) -> int:
             time.sleep(0.3)
         for name, child in children.items():
             if child.poll() is not None:
-                error_console.print(f"{name} ended with exit code {child.returncode}; see {logs / f'{name}.log'}", highlight=False, soft_wrap=True)
+                error_console.print(
+                    f"{name} ended with exit code {child.returncode}; see {logs / f'{name}.log'}",
+                    highlight=False,
+                    soft_wrap=True,
+                )
         code = 1
     except KeyboardInterrupt:
         console.print("stopping")

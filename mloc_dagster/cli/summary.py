@@ -61,15 +61,27 @@ class Summary:
         steps = table("", "step", "state", "seconds", "from")
         reused = {stage.name: stage.envelope.metadata.get("reused_from") for stage in self.stages}
         for step, status, seconds in self.steps:
-            origin = next((f"reused from {where}" for name, where in reused.items() if where and step.endswith(f"/{name}")), "")
-            steps.add_row(step, f"[{_FINE.get(status, 'yellow')}]{status.lower()}[/]", f"{seconds:.1f}" if seconds is not None else "-", origin)
+            origin = next(
+                (f"reused from {where}" for name, where in reused.items() if where and step.endswith(f"/{name}")), ""
+            )
+            steps.add_row(
+                step,
+                f"[{_FINE.get(status, 'yellow')}]{status.lower()}[/]",
+                f"{seconds:.1f}" if seconds is not None else "-",
+                origin,
+            )
         console.print(steps)
         for stage in self.stages:
             _show_stage(console, stage)
         for step, message in self.errors:
             console.print(Text(f"{step}: {message}", style="red"), soft_wrap=True)
-        console.print(Text(f"{self.status.lower()}: {self.task} {self.task_id}", style=_FINE.get(self.status, "yellow")))
-        for label, path in (("results", self.folder), *(("manifest", stage.folder / "manifest.json") for stage in self.stages[-1:])):
+        console.print(
+            Text(f"{self.status.lower()}: {self.task} {self.task_id}", style=_FINE.get(self.status, "yellow"))
+        )
+        for label, path in (
+            ("results", self.folder),
+            *(("manifest", stage.folder / "manifest.json") for stage in self.stages[-1:]),
+        ):
             console.print(Text(f"{label}: {path}"), soft_wrap=True)
         console.print(Text(f"UI: mloc up, then http://127.0.0.1:3000/runs/{self.run_id}"), soft_wrap=True)
 
@@ -84,7 +96,11 @@ def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
     stages = tuple(StageSummary(path.parent.name, path.parent, read_envelope(path)) for path in paths)
     stats = instance.get_run_step_stats(run_id)
     steps = tuple(
-        (_asset_of(found, stat.step_key), stat.status.value if stat.status else "waiting", stat.end_time - stat.start_time if stat.end_time and stat.start_time else None)
+        (
+            _asset_of(found, stat.step_key),
+            stat.status.value if stat.status else "waiting",
+            stat.end_time - stat.start_time if stat.end_time and stat.start_time else None,
+        )
         for stat in sorted(stats, key=lambda stat: stat.start_time or 0)
     )
     task = found.tags.get("mloc/task") or found.job_name

@@ -31,6 +31,9 @@ code_servers:
 
 telemetry:
   enabled: false
+
+nux:
+  enabled: false
 """
 
 

@@ -47,7 +47,9 @@ def deliver(folder: Path, destination: Destination, home: Home, task: str) -> di
             if attempt == target.retries:
                 where = target.url or target.repo_id or target.bucket or target.path
                 reason = f"{type(error).__name__}: {error}"[:300]
-                raise DeliveryError(f"{task}: {target.type} delivery to {where} failed {attempt + 1} times; {reason}") from error
+                raise DeliveryError(
+                    f"{task}: {target.type} delivery to {where} failed {attempt + 1} times; {reason}"
+                ) from error
             time.sleep(min(target.retry_backoff_sec * (attempt + 1), 120))
     raise AssertionError("unreachable")
 
@@ -82,7 +84,11 @@ def _http(folder: Path, target: Destination) -> dict[str, Json]:
     envelope = read_envelope(folder / "responses.json")
     headers = {"Idempotency-Key": envelope.task_id, **target.headers}
     answer = requests.request(
-        target.method.upper(), target.url, json=envelope.model_dump(mode="json"), headers=headers, timeout=target.timeout_sec
+        target.method.upper(),
+        target.url,
+        json=envelope.model_dump(mode="json"),
+        headers=headers,
+        timeout=target.timeout_sec,
     )
     if answer.status_code != 409:
         answer.raise_for_status()

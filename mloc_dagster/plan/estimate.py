@@ -10,7 +10,18 @@ from mloc_dagster.plan.memory import Shape
 from mloc_dagster.spec.gpu import normalise
 from mloc_dagster.spec.stage import StageSpec
 
-_PEAK_TFLOPS = {"t4": 65, "l4": 121, "a10": 125, "a10g": 125, "a100": 312, "l40": 181, "l40s": 362, "h100": 989, "h200": 989, "b200": 2250}
+_PEAK_TFLOPS = {
+    "t4": 65,
+    "l4": 121,
+    "a10": 125,
+    "a10g": 125,
+    "a100": 312,
+    "l40": 181,
+    "l40s": 362,
+    "h100": 989,
+    "h200": 989,
+    "b200": 2250,
+}
 """Dense 16-bit TFLOP/s (vendor data sheets)."""
 _TRAINING_UTILISATION = 0.35
 _GENERATION_UTILISATION = 0.1
@@ -26,7 +37,12 @@ def gpu_hours(spec: StageSpec, shape: Shape, rows: int | None, trains: bool) -> 
     peak = _PEAK_TFLOPS.get(normalise(gpu.type).split("-")[0], _UNKNOWN_GPU_TFLOPS) * 1e12
     if trains:
         training = spec.training
-        batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * gpu.count * spec.resources.replicas
+        batch = (
+            training.per_device_train_batch_size
+            * training.gradient_accumulation_steps
+            * gpu.count
+            * spec.resources.replicas
+        )
         length = training.max_seq_length or _TOKENS_A_ROW
         if training.max_steps and training.max_steps > 0:
             tokens = training.max_steps * batch * length

@@ -73,7 +73,9 @@ def fit(spec: StageSpec, shape: Shape, devices: int, trains: bool) -> Fit:
     band = 0.2 if shape.known else 0.5
     if trains:
         return _training(spec, shape, weights, width, band)
-    length = (spec.model.vllm.max_model_len if spec.model.vllm else None) or min(shape.context, spec.inference.max_tokens + 1024)
+    length = (spec.model.vllm.max_model_len if spec.model.vllm else None) or min(
+        shape.context, spec.inference.max_tokens + 1024
+    )
     rows = spec.model.transformers.batch_size if spec.model.transformers else 8
     cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * width * length * rows / shards
     return Fit(int(weights), int(cache), 0, int(rows * length * shape.hidden * width), band)
@@ -81,7 +83,11 @@ def fit(spec: StageSpec, shape: Shape, devices: int, trains: bool) -> Fit:
 
 def _training(spec: StageSpec, shape: Shape, weights: float, width: int, band: float) -> Fit:
     training = spec.training
-    adapter = spec.task_type == "lora_sft" or spec.lora is not None or (spec.model.adapter is not None and spec.model.adapter.type != "full")
+    adapter = (
+        spec.task_type == "lora_sft"
+        or spec.lora is not None
+        or (spec.model.adapter is not None and spec.model.adapter.type != "full")
+    )
     rank = spec.lora.r if spec.lora else (spec.model.adapter.r if spec.model.adapter and spec.model.adapter.r else 16)
     trained = 2 * rank * shape.hidden * 7 * shape.layers if adapter else shape.parameters
     optimizer = trained * (8 + 4 + (4 if width == 2 else 0))

@@ -22,7 +22,11 @@ def make_archive(folder: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{folder.name}.tar.gz"
     aside = target.with_name(f".{target.name}.part")
-    with aside.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed, tarfile.open(fileobj=packed, mode="w") as tar:
+    with (
+        aside.open("wb") as raw,
+        gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as tar,
+    ):
         for path in [folder, *sorted(folder.rglob("*"))]:
             info = tar.gettarinfo(str(path), arcname=str(Path(folder.name) / path.relative_to(folder)))
             info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
@@ -51,7 +55,9 @@ def extract_archive(
     if subdir:
         _check_name(subdir, archive)
         if not (out / subdir).exists():
-            raise ArchiveError(f"{archive.name} has no {subdir!r}; it has {', '.join(sorted(p.name for p in out.iterdir()))}")
+            raise ArchiveError(
+                f"{archive.name} has no {subdir!r}; it has {', '.join(sorted(p.name for p in out.iterdir()))}"
+            )
         return out / subdir
     entries = list(out.iterdir())
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else out

@@ -55,7 +55,13 @@ def _entry(folder: Path, name: str, path: str, required: bool) -> dict[str, Json
     place = folder / path
     inside = folder.resolve() in place.resolve().parents
     if not inside or not place.exists():
-        return {"name": name, "path": path, "type": "folder" if name.endswith("/") else "file", "required": required, "status": "missing"}
+        return {
+            "name": name,
+            "path": path,
+            "type": "folder" if name.endswith("/") else "file",
+            "required": required,
+            "status": "missing",
+        }
     if place.is_dir():
         files = [file for file in place.rglob("*") if file.is_file()]
         size = sum(file.stat().st_size for file in files)

@@ -207,7 +207,8 @@ class _Handler(BaseHTTPRequestHandler):
             "<LastModified>2026-01-01T00:00:00.000Z</LastModified></Contents>"
             for key in keys
         )
-        answer = f"<ListBucketResult><KeyCount>{len(keys)}</KeyCount><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
+        head = f"<KeyCount>{len(keys)}</KeyCount><IsTruncated>false</IsTruncated>"
+        answer = f"<ListBucketResult>{head}{listed}</ListBucketResult>"
         self._send(200, answer.encode(), {"Content-Type": "application/xml"})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None) -> None:

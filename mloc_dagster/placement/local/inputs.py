@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mloc_dagster.plan.compiler import dataset_key
 from mloc_dagster.plan.steps import Plan
-from mloc_dagster.sources import Cache, Progress, PullError, Pulled, pull_dataset, pull_model
+from mloc_dagster.sources import Cache, Progress, Pulled, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.references import BadReference, has_reference, resolve
 from mloc_dagster.spec.stage import StageSpec

@@ -70,7 +70,9 @@ def _peek(step: Step, home: Home) -> Pulled | None:
     return peek_dataset(spec.data, cache=cache, mirror=mirror_of(spec))
 
 
-def _stage(plan: Plan, step: Step, stage: Stage, home: Home, digests: dict[str, str | None], fresh: bool) -> PlannedStep:
+def _stage(
+    plan: Plan, step: Step, stage: Stage, home: Home, digests: dict[str, str | None], fresh: bool
+) -> PlannedStep:
     spec, kind = stage.spec, known()[stage.spec.task_type]
     placed = inventory.place(spec.resources, spec.enforce_cpu, inventory.cpu_forced(), inventory.gpus())
     digest = _digest(plan, step, stage, home, digests, placed.on_cpu)
@@ -108,7 +110,7 @@ def _digest(
         if known_digest is None:
             return None
         given[f"stage:{name}"] = known_digest
-    if plan.task.requires or stage.deferred and any(d.startswith(("model.source", "data")) for d in stage.deferred):
+    if plan.task.requires or (stage.deferred and any(d.startswith(("model.source", "data")) for d in stage.deferred)):
         return None
     for key in step.depends_on:
         kind = plan.by_key[key].kind

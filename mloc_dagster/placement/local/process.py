@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -40,7 +41,12 @@ def run_job(job: Path, logs: Path, *, report: Report, cancelled: Callable[[], bo
     with (logs / "stdout.log").open("ab") as output:
         command = [sys.executable, "-u", "-m", "executors.host", str(job)]
         child = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, env=_environment()
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=_environment(),
         )
     deadline = time.monotonic() + timeout if timeout else None
     try:
@@ -61,10 +67,8 @@ def end_group(child: subprocess.Popen[bytes]) -> int:
     """End a process and all of its group; returns its exit code."""
     if child.poll() is None:
         _signal(child.pid, signal.SIGTERM)
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(TERMINATE_GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            pass
     _signal(child.pid, signal.SIGKILL)
     return child.wait()
 

@@ -159,7 +159,9 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
         return _outcome(stage, final, envelope, None)
 
 
-def _write_job(plan: Plan, stage: Stage, run: RunInfo, given: inputs.Inputs, placed: inventory.Placement, work: Path) -> Path:
+def _write_job(
+    plan: Plan, stage: Stage, run: RunInfo, given: inputs.Inputs, placed: inventory.Placement, work: Path
+) -> Path:
     job: dict[str, Json] = {
         "task_id": f"{run.task_id}/{stage.name}",
         "task_name": plan.task.name,
@@ -191,7 +193,9 @@ def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report) 
     if ended.cancelled:
         raise StepCancelled(f"{stage.name} was cancelled; what it had stored is continued by the next run")
     if ended.timed_out:
-        raise StepFailed(f"{stage.name} ran longer than timeoutSeconds {stage.spec.timeout_seconds:g} and was ended", user_fault=True)
+        raise StepFailed(
+            f"{stage.name} ran longer than timeoutSeconds {stage.spec.timeout_seconds:g} and was ended", user_fault=True
+        )
     if ended.code == 0 and (work / "result.json").is_file():
         return None
     raise _failure(stage, ended.code, work)
@@ -218,7 +222,9 @@ def _failure(stage: Stage, code: int, work: Path) -> StepFailed:
         cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         if code == -9:
             cause += " (out of memory, or killed from outside)"
-        return StepFailed(f"{stage.name} {cause}\n{log}\n{process.last_lines(work / 'logs' / 'stdout.log')}", user_fault=False)
+        return StepFailed(
+            f"{stage.name} {cause}\n{log}\n{process.last_lines(work / 'logs' / 'stdout.log')}", user_fault=False
+        )
     message = "\n".join(str(part) for part in (error["message"], error.get("hint")) if part)
     user = error["kind"] == "user"
     return StepFailed(f"{stage.name}: {message}\n{log}" if not user else f"{stage.name}: {message}", user_fault=user)
@@ -305,11 +311,15 @@ def _finished(final: Path, digest: str) -> Envelope | None:
 def _outcome(stage: Stage, folder: Path, envelope: Envelope, reused_from: str | None) -> StepOutcome:
     result, kind = envelope.result, known()[stage.spec.task_type]
     metadata: dict[str, Json] = {"folder": str(folder), "responses": str(folder / "responses.json")}
-    metadata.update({key: value for key, value in envelope.metadata.items() if isinstance(value, (str, int, float, bool))})
+    metadata.update(
+        {key: value for key, value in envelope.metadata.items() if isinstance(value, (str, int, float, bool))}
+    )
     for group in ("metrics", "usage"):
         values = envelope.metadata.get("metrics") if group == "metrics" else result.get("usage")
         if isinstance(values, dict):
-            metadata.update({f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)})
+            metadata.update(
+                {f"{group}/{k}": v for k, v in values.items() if isinstance(v, (int, float)) and math.isfinite(v)}
+            )
     if isinstance(result.get("model"), str):
         metadata["model"] = result["model"]
     if isinstance(result.get("items"), list):
@@ -336,9 +346,8 @@ def _training_checks(result: dict[str, Json], history: tuple[dict[str, Json], ..
     losses = [entry["loss"] for entry in history if isinstance(entry.get("loss"), (int, float))]
     finite = bool(losses) and all(math.isfinite(loss) for loss in losses)
     yield Check("loss_finite", finite, {"first": losses[0], "last": losses[-1]} if losses else {})
-    before, after = result.get("initial_weights_digest"), result.get("weights_digest")
-    if before and after:
-        yield Check("weights_changed", before != after, {"weights_digest": str(after)})
+    if isinstance(result.get("weights_changed"), bool):
+        yield Check("weights_changed", result["weights_changed"], {"weights_digest": str(result.get("weights_digest"))})
 
 
 def _publish(plan: Plan, stage: Stage, run: RunInfo) -> StepOutcome:
@@ -383,7 +392,9 @@ def _artifact_digest(folder: Path) -> str:
 def _moved(value: Json, old: str, new: str) -> Json:
     """Return JSON with every path below `old` put below `new`."""
     if isinstance(value, str):
-        return new + value[len(old) :] if value == old or value.startswith(old + os.sep) else value
+        scheme = "file://" if value.startswith("file://") else ""
+        path = value.removeprefix(scheme)
+        return scheme + new + path[len(old) :] if path == old or path.startswith(old + os.sep) else value
     if isinstance(value, dict):
         return {key: _moved(item, old, new) for key, item in value.items()}
     if isinstance(value, list):
