@@ -1,4 +1,4 @@
-"""A person launches a task in the web UI of `mloc up`: the run turns green, and the lineage leads from model to answers."""
+"""A person launches a task in the web UI of `mloc up`: the run turns green, the lineage leads from model to answers."""
 
 from __future__ import annotations
 
@@ -58,7 +58,16 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
         port = probe.getsockname()[1]
     environment = {**os.environ, "MLOC_HOME": str(folder / ".mloc"), "OMP_NUM_THREADS": "1"}
     environment.pop("DAGSTER_HOME", None)
-    command = [sys.executable, "-c", "from mloc_dagster.cli import main; main()", "up", "--port", str(port), "--on", "cpu"]
+    command = [
+        sys.executable,
+        "-c",
+        "from mloc_dagster.cli import main; main()",
+        "up",
+        "--port",
+        str(port),
+        "--on",
+        "cpu",
+    ]
     up = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     address = f"http://127.0.0.1:{port}"
     try:
