@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import lzma
+import os
 import tarfile
 import zipfile
+import zlib
+from collections.abc import Set
 from pathlib import Path, PurePosixPath
 
 MAX_UNPACKED = 200 << 30
 """Bytes that an archive may unpack to."""
 
+_BLOCK = 1 << 20
+_BROKEN = (
+    tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError,
+    RuntimeError,  # a zip with a password, or packed in a way that Python doesn't know
+)  # fmt: skip
 _SUFFIXES = {".zip": "zip", ".tar.gz": "tar", ".tgz": "tar", ".tar.bz2": "tar", ".tar.xz": "tar", ".tar": "tar"}
 
 
@@ -18,7 +27,10 @@ class ArchiveError(Exception):
 
 
 def make_archive(folder: Path, out: Path) -> Path:
-    """Write `<out>/<folder name>.tar.gz` with the folder as its one top entry; the same files give the same bytes."""
+    """Write `<out>/<folder name>.tar.gz` with the folder as its one top entry; the same files give the same bytes.
+
+    A link becomes the file it leads to; ArchiveError when that is not in the folder.
+    """
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{folder.name}.tar.gz"
     aside = target.with_name(f".{target.name}.part")
@@ -28,15 +40,25 @@ def make_archive(folder: Path, out: Path) -> Path:
         tarfile.open(fileobj=packed, mode="w") as tar,
     ):
         for path in [folder, *sorted(folder.rglob("*"))]:
-            info = tar.gettarinfo(str(path), arcname=str(Path(folder.name) / path.relative_to(folder)))
-            info.mtime, info.uid, info.gid, info.uname, info.gname = 0, 0, 0, "", ""
-            if info.isfile():
-                with path.open("rb") as file:
-                    tar.addfile(info, file)
-            elif info.isdir():
-                tar.addfile(info)
+            _add(tar, path, folder)
+    with aside.open("rb") as raw:
+        os.fsync(raw.fileno())
     aside.replace(target)
     return target
+
+
+def _add(tar: tarfile.TarFile, path: Path, folder: Path) -> None:
+    if path.is_symlink() and not (path.is_file() and path.resolve().is_relative_to(folder.resolve())):
+        raise ArchiveError(f"{path} is a link to what is no file in {folder}; copy the file there")
+    info = tarfile.TarInfo(str(Path(folder.name) / path.relative_to(folder)))
+    info.mode = 0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644
+    if path.is_dir():
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    elif path.is_file():
+        info.size = path.stat().st_size
+        with path.open("rb") as file:
+            tar.addfile(info, file)
 
 
 def extract_archive(
@@ -50,7 +72,7 @@ def extract_archive(
     out.mkdir(parents=True, exist_ok=True)
     try:
         _unzip(archive, out, limit) if kind == "zip" else _untar(archive, out, limit)
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
+    except _BROKEN as error:
         raise ArchiveError(f"{archive.name} cannot be unpacked: {error}") from None
     if subdir:
         _check_name(subdir, archive)
@@ -77,12 +99,40 @@ def _kind(archive: Path) -> str:
 
 def _untar(archive: Path, out: Path, limit: int) -> None:
     total = 0
+    links: set[PurePosixPath] = set()
+    files: set[PurePosixPath] = set()
     with tarfile.open(archive, "r:*") as tar:
         for member in tar:
             _check_name(member.name, archive)
+            _check_links(member, links, files, archive)
             total += member.size
             _check_size(total, limit, archive)
             tar.extract(member, out, filter="data")
+            (links if member.issym() else files).add(PurePosixPath(member.name))
+        assert tar.fileobj is not None
+        while block := tar.fileobj.read(_BLOCK):  # the checksum of the compressed bytes is at their end
+            total += len(block)
+            _check_size(total, limit, archive)
+
+
+def _check_links(
+    member: tarfile.TarInfo, links: Set[PurePosixPath], files: Set[PurePosixPath], archive: Path
+) -> None:
+    """Refuse links that could lead out.
+
+    Python's own filter lets some pass in releases before the middle of 2025 (CVE-2025-4330, CVE-2025-4517): nothing
+    may lie behind a link, a link may go up only to folders of the archive, and a hard link needs a file before it.
+    """
+    path, to = PurePosixPath(member.name), PurePosixPath(member.linkname)
+    link = next((place for place in (path, *path.parents) if place in links), None)
+    if link is not None:
+        raise ArchiveError(f"{archive.name}: {member.name!r} would be written through the link {str(link)!r}")
+    if member.issym():
+        up = next((index for index, part in enumerate(to.parts) if part != ".."), len(to.parts))
+        if to.is_absolute() or ".." in to.parts[up:] or up > len(path.parts) - 1 or path in files:
+            raise ArchiveError(f"{archive.name}: the link {member.name!r} leads to {member.linkname!r}, outside of it")
+    if member.islnk() and to not in files:
+        raise ArchiveError(f"{archive.name}: the hard link {member.name!r} has no file {member.linkname!r} before it")
 
 
 def _unzip(archive: Path, out: Path, limit: int) -> None:
@@ -98,7 +148,7 @@ def _unzip(archive: Path, out: Path, limit: int) -> None:
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
             with packed.open(member) as source, target.open("wb") as file:
-                while block := source.read(1 << 20):
+                while block := source.read(_BLOCK):
                     total += len(block)
                     _check_size(total, limit, archive)
                     file.write(block)

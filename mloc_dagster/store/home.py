@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 _MOUNTS = ("mnt", "shared", "artifacts", "ignored", "results")
 
@@ -69,7 +69,7 @@ class Home:
 
         `./x`, `/ignored/x`, `/mnt/x`, `/shared/x` and `/artifacts/x` are all `x`. Raises ValueError for `..`.
         """
-        parts = [part for part in PurePosixPath(logical.replace("\\", "/")).parts if part not in ("/", ".")]
+        parts = [part for part in logical.replace("\\", "/").split("/") if part not in ("", ".")]
         if ".." in parts or any("\0" in part for part in parts):
             raise ValueError(f"{logical!r} leaves the results folder; remove ..")
         if logical.startswith("/") and len(parts) > 1 and parts[0] in _MOUNTS:

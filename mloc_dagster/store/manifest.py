@@ -21,7 +21,8 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "checkpoints": ("checkpoints",),
     "responses": ("responses.json",),
 }
-_STANDARD = ("responses.json", "logs", "artifacts", "final_model", "final_lora", "checkpoints")
+_FOLDERS = ("logs", "artifacts", "final_model", "final_lora", "checkpoints")
+_STANDARD = ("responses.json", *_FOLDERS)
 
 
 def write_manifest(folder: Path, task_id: str, declared: list[str]) -> dict[str, Json]:
@@ -58,7 +59,7 @@ def _entry(folder: Path, name: str, path: str, required: bool) -> dict[str, Json
         return {
             "name": name,
             "path": path,
-            "type": "folder" if name.endswith("/") else "file",
+            "type": "folder" if name.endswith("/") or path in _FOLDERS else "file",
             "required": required,
             "status": "missing",
         }

@@ -16,7 +16,7 @@ RESPONSES = "responses.json"
 class Envelope(BaseModel):
     """What every stage publishes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     task_id: str
     stage: str
@@ -47,16 +47,24 @@ def find_result(home: Home, reference: str, stage: str | None = None) -> Path | 
     """Return the run folder of a finished stage, or None.
 
     `reference` is a task id, `<task id>/<stage>`, or a task's name (its latest finished result). Without a stage, the
-    stage that finished last is meant.
+    stage that finished last is meant. What is no plain name finds nothing: nothing outside of the results is read.
     """
     task, _, inner = reference.partition("/")
     wanted = stage or inner or None
-    folders = [home.results / task] if (home.results / task).is_dir() else _runs_of(home, task)
-    found = [path.parent for folder in folders for path in folder.glob(f"{wanted or '*'}/{RESPONSES}")]
-    return max(found, key=lambda path: (path / RESPONSES).stat().st_mtime_ns, default=None)
+    if not _plain(task) or not (wanted is None or _plain(wanted)):
+        return None
+    runs = [home.results / entry.name for entry in (home.index / "tasks" / task).glob("*")]
+    stages = [folder for run in (*runs, home.results / task) for folder in _stages(run, wanted)]
+    found = [folder for folder in stages if (folder / RESPONSES).is_file()]
+    return max(found, key=lambda folder: (folder / RESPONSES).stat().st_mtime_ns, default=None)
 
 
-def _runs_of(home: Home, task_name: str) -> list[Path]:
-    if "/" in task_name or task_name in ("", ".", ".."):
-        return []
-    return [home.results / entry.name for entry in (home.index / "tasks" / task_name).glob("*")]
+def _stages(run: Path, wanted: str | None) -> list[Path]:
+    """The folders of a run that are visible: a hidden one is being replaced."""
+    if wanted is not None:
+        return [run / wanted]
+    return [folder for folder in run.glob("*") if not folder.name.startswith(".")]
+
+
+def _plain(name: str) -> bool:
+    return name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mloc_dagster.store.atomic import write_text
 from mloc_dagster.store.home import Home
@@ -36,7 +36,7 @@ class ReuseIndex:
         try:
             entry = Entry.model_validate_json((self._folder / f"{digest}.json").read_text("utf-8"))
             return entry if _intact(entry) else None
-        except (OSError, ValidationError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):  # gone, or not written by us
             return None
 
     def record(self, digest: str, entry: Entry) -> None:
@@ -55,5 +55,6 @@ def _intact(entry: Entry) -> bool:
 def _whole(folder: Path, item: dict) -> bool:
     path = folder / item["path"]
     if item["type"] == "folder":
-        return path.is_dir() and sum(1 for p in path.rglob("*") if p.is_file()) == item["file_count"]
+        sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
+        return path.is_dir() and (len(sizes), sum(sizes)) == (item["file_count"], item["size"])
     return path.is_file() and path.stat().st_size == item["size"]

@@ -134,8 +134,8 @@ def test_one_of_a_thousand_jobs_is_there_in_under_100_ms(home: Home, workspace: 
         write(workspace / f"group-{number % 10}" / f"task-{number}.yaml")
     script = (
         "import time, mloc_dagster.definitions; from mloc_dagster.definitions.repository import TaskFiles\n"
-        "files = TaskFiles.of_environment(); files.get_job('group_3__task_3'); begun = time.process_time()\n"
-        "TaskFiles.of_environment().get_job('group_7__task_997'); print(time.process_time() - begun)"
+        "begun = time.process_time(); TaskFiles.of_environment().get_job('group_7__task_997')\n"
+        "print(time.process_time() - begun)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.1
