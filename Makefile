@@ -5,6 +5,8 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 LOCK   := -c constraints.txt
 export OMP_NUM_THREADS ?= 2
+# Threads that wait must not spin: on a shared machine that costs far more than it saves.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test lint types unit environment test-environment clean
 

@@ -23,8 +23,9 @@ def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
         yield Fault(*here.key, path_text((*here.path, "taskType")), "is missing", "", f"write one of {listing(kinds)}")
         return
     value, origin = tree["task_type"], tree.origins["task_type"]
-    if not isinstance(value, str):
-        return
+    if isinstance(value, (dict, list, bool)):
+        return  # told as a type fault
+    value = str(value)
     if value in task_types.PLANNED:
         way_out = f"there are {listing(kinds)}"
         yield Fault(*origin.value, origin.text, "this task type is not there yet", shown(value), way_out)

@@ -115,9 +115,7 @@ def _untar(archive: Path, out: Path, limit: int) -> None:
             _check_size(total, limit, archive)
 
 
-def _check_links(
-    member: tarfile.TarInfo, links: Set[PurePosixPath], files: Set[PurePosixPath], archive: Path
-) -> None:
+def _check_links(member: tarfile.TarInfo, links: Set[PurePosixPath], files: Set[PurePosixPath], archive: Path) -> None:
     """Refuse links that could lead out.
 
     Python's own filter lets some pass in releases before the middle of 2025 (CVE-2025-4330, CVE-2025-4517): nothing

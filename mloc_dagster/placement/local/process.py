@@ -125,4 +125,4 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join(dict.fromkeys([root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("DAGSTER_")}
-    return {**kept, "PYTHONPATH": path}
+    return {"OMP_WAIT_POLICY": "PASSIVE", **kept, "PYTHONPATH": path}
