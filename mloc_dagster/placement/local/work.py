@@ -344,6 +344,9 @@ def _artifacts_check(folder: Path) -> Check:
 
 def _training_checks(result: dict[str, Json], history: tuple[dict[str, Json], ...]) -> Iterator[Check]:
     losses = [entry["loss"] for entry in history if isinstance(entry.get("loss"), (int, float))]
+    mean = (result.get("metrics") or {}).get("train_loss")
+    if not losses and isinstance(mean, (int, float)):
+        losses = [mean]  # fewer steps than logging_steps
     finite = bool(losses) and all(math.isfinite(loss) for loss in losses)
     yield Check("loss_finite", finite, {"first": losses[0], "last": losses[-1]} if losses else {})
     if isinstance(result.get("weights_changed"), bool):
