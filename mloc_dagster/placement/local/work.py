@@ -32,6 +32,8 @@ from mloc_dagster.store.results import Envelope, note_task, read_envelope, write
 from mloc_dagster.store.reuse import Entry, ReuseIndex
 
 Report = Callable[[dict[str, Json]], None]
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+"""How a result writes numbers that JSON has no form for."""
 _ARCHIVED = ("final_model", "final_lora")
 
 
@@ -343,7 +345,8 @@ def _artifacts_check(folder: Path) -> Check:
 
 
 def _training_checks(result: dict[str, Json], history: tuple[dict[str, Json], ...]) -> Iterator[Check]:
-    losses = [entry["loss"] for entry in history if isinstance(entry.get("loss"), (int, float))]
+    told = [entry["loss"] for entry in history if "loss" in entry]
+    losses = [float(loss) for loss in told if isinstance(loss, (int, float)) or loss in _NOT_FINITE]
     mean = (result.get("metrics") or {}).get("train_loss")
     if not losses and isinstance(mean, (int, float)):
         losses = [mean]  # fewer steps than logging_steps
