@@ -58,13 +58,15 @@ import glob
 from dagster import AssetSelection, Definitions, asset, define_asset_job
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
-from mloc_dagster.definitions.assets import build_job
+from mloc_dagster.definitions import assets as ours
+ours.build_asset_job = lambda **options: None  # only the assets are wanted; Definitions makes the jobs
 assets, jobs = [], []
 for path in sorted(glob.glob({pattern!r})):
     plan = compile_plan(load_file(path))
-    built = build_job(plan, "job_" + plan.task.name.replace("-", "_"))
-    assets += built.assets
-    jobs.append(define_asset_job(built.job.name, AssetSelection.assets(*[a.key for a in built.assets])))
+    name = "job_" + plan.task.name.replace("-", "_")
+    made = ours.build_job(plan, name).assets
+    assets += made
+    jobs.append(define_asset_job(name, AssetSelection.assets(*[asset.key for asset in made])))
 repository = Definitions(assets=assets, jobs=jobs).get_repository_def()
 """
 

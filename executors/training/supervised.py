@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 from datasets import Dataset
-from peft import PeftModel, prepare_model_for_kbit_training
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoTokenizer
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
@@ -24,11 +24,12 @@ from executors.context import TaskContext
 from executors.rows import Example, Pair, TrainingRows, examples, training_rows
 from executors.training.arguments import trainer_arguments
 from executors.training.checkpoints import AlreadyFinished, Checkpointing, resume_point
-from executors.training.devices import on_gpu, training_dtype
+from executors.training.devices import on_gpu
 from executors.training.finish import end_if_stopped, fingerprint, save_weights, training_result
-from executors.training.lora import lora_config, quantization
+from executors.training.loading import load_model
+from executors.training.lora import lora_config
 from executors.training.progress import Progress
-from executors.weights import Start, digest, starting_weights, trusts_code
+from executors.weights import digest, starting_weights, trusts_code
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Lora
 
@@ -78,31 +79,6 @@ def fine_tune(ctx: TaskContext, lora: Lora | None) -> Result:
 def as_dataset(rows: TrainingRows, *, has_chat_template: bool) -> Dataset:
     """Return the rows in TRL's formats: `prompt` + `completion`, `text`, or `messages`; kept in memory."""
     return Dataset.from_list([_record(example, rows, has_chat_template) for example in examples(rows)])
-
-
-def load_model(ctx: TaskContext, start: Start, lora: Lora | None, gpu: bool) -> tuple[Any, list[str]]:
-    """Load the starting weights; an adapter that a checkpoint names is trained on, or merged for full training."""
-    quantized, warnings = quantization(ctx, gpu)
-    arguments: dict[str, Any] = {"quantization_config": quantized, "device_map": {"": 0}} if quantized else {}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            start.model,
-            dtype=training_dtype(ctx, gpu, lora is not None),
-            trust_remote_code=trusts_code(ctx),
-            **arguments,
-        )
-    except (OSError, ValueError) as error:
-        raise ExecutorError(
-            f"The model {start.model} cannot be loaded: {str(error).splitlines()[0]}",
-            "Remote code runs only if trust_remote_code is set and the deployment allows it.",
-        ) from error
-    if quantized:
-        model = prepare_model_for_kbit_training(model)
-    if start.adapter and lora:
-        model = PeftModel.from_pretrained(model, str(start.adapter), is_trainable=True)
-    elif start.adapter:
-        model = PeftModel.from_pretrained(model, str(start.adapter)).merge_and_unload(safe_merge=True)
-    return model, warnings
 
 
 def _record(example: Example, rows: TrainingRows, has_chat_template: bool) -> dict[str, Json]:
