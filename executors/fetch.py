@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import shutil
-import tarfile
 import urllib.request
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.atomic import new_folder
 from executors.base import ExecutorError
-
-_SUFFIXES = ("tar.gz", "tar.bz2", "tar.xz", "tgz", "tar", "zip")
+from mloc_dagster.files.archives import ArchiveError, extract_archive
+from mloc_dagster.files.atomic import new_folder
 
 
 @dataclass(frozen=True)
@@ -59,16 +56,15 @@ def unpack(source: Path, into: Path, *, archive_format: str = "auto", marks: tup
     """
     if source.is_dir():
         return _folder_with(source, marks)
-    kind = _kind(source) if archive_format == "auto" else archive_format
-    if kind is None or kind == "none":
-        raise ExecutorError(f"{source} is no folder and no archive.", f"Known archives: {', '.join(_SUFFIXES)}.")
+    if archive_format == "none":
+        raise ExecutorError(f"{source} is no folder, and archive_format is none.", "Write archive_format: auto.")
     folder = into / f"{source.name}.unpacked"
     if not folder.exists():
         try:
             with new_folder(folder) as partial:
-                _extract(source, kind, partial)
-        except (tarfile.TarError, zipfile.BadZipFile, OSError, ValueError) as error:
-            raise ExecutorError(f"{source} cannot be unpacked as {kind}: {error}.", "Check the archive.") from error
+                extract_archive(source, partial, archive_format)
+        except ArchiveError as error:
+            raise ExecutorError(f"{error}.", "Check the archive.") from None
     return _folder_with(folder, marks)
 
 
@@ -100,22 +96,6 @@ def _download(wanted: Wanted, url: str, downloads: Path) -> Path:
         raise ValueError(f"broke off after {partial.stat().st_size} of {expected} bytes")
     partial.replace(target)
     return target
-
-
-def _kind(source: Path) -> str | None:
-    return next((suffix for suffix in _SUFFIXES if source.name.endswith(f".{suffix}")), None)
-
-
-def _extract(source: Path, kind: str, folder: Path) -> None:
-    if kind == "zip":
-        with zipfile.ZipFile(source) as archive:
-            for name in archive.namelist():
-                if Path(name).is_absolute() or ".." in Path(name).parts:
-                    raise ValueError(f"member {name!r} would leave the folder")
-            archive.extractall(folder)
-        return
-    with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
 
 
 def _folder_with(folder: Path, marks: tuple[str, ...]) -> Path:

@@ -29,7 +29,7 @@ def up(
 ) -> None:
     """Start the web UI and the daemon (sensors, monitoring); Ctrl-C stops both."""
     from mloc_dagster.definitions.instance import open_instance
-    from mloc_dagster.store.atomic import write_text
+    from mloc_dagster.files.atomic import write_text
     from mloc_dagster.store.home import Home
 
     check_on(on)

@@ -27,9 +27,9 @@ from dagster import (
 
 from mloc_dagster.definitions.launcher import WORKER
 from mloc_dagster.definitions.submit import create_run, store_spec
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import SpecError, TaskFile, load_file
-from mloc_dagster.store.atomic import write_text
 from mloc_dagster.store.home import Home
 
 DROP = "mloc/inbox"

@@ -6,7 +6,7 @@ import fcntl
 import os
 from typing import TYPE_CHECKING
 
-from mloc_dagster.store.atomic import write_text
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.store.home import Home
 
 if TYPE_CHECKING:

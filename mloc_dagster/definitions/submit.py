@@ -15,11 +15,11 @@ from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
 
 from mloc_dagster.definitions.assets import build_job, run_tags
 from mloc_dagster.definitions.execution import FRESH, ON, TASK_ID
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.placement import inventory
 from mloc_dagster.plan import Plan
 from mloc_dagster.spec.load import with_base
 from mloc_dagster.spec.taskfile import TaskFile
-from mloc_dagster.store.atomic import write_text
 from mloc_dagster.store.home import Home
 
 LOCATION = "mloc"

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from mloc_dagster.files.atomic import write_json
 from mloc_dagster.sources.pulled import PullError, shown, tree_size
-from mloc_dagster.store.atomic import write_json
 from mloc_dagster.store.digests import Digests
 from mloc_dagster.store.home import Home
 

@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urldefrag, urlsplit
 
+from mloc_dagster.files.archives import ArchiveError, extract_archive
 from mloc_dagster.sources.pulled import Progress, PullError, clear, remove, shown
-from mloc_dagster.store.archives import ArchiveError, extract_archive
 from mloc_dagster.store.digests import file_digest
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from mloc_dagster.store.atomic import write_text
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.store.home import Home
 
 _BLOCK = 1 << 20

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from mloc_dagster.files.atomic import write_json
 from mloc_dagster.spec.base import Json
-from mloc_dagster.store.atomic import write_json
 from mloc_dagster.store.digests import file_digest
 
 _ALIASES: dict[str, tuple[str, ...]] = {

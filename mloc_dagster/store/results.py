@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.base import Json
-from mloc_dagster.store.atomic import write_text
 from mloc_dagster.store.home import Home
 
 RESPONSES = "responses.json"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from mloc_dagster.store.atomic import write_text
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import RESPONSES
 

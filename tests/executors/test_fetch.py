@@ -70,6 +70,19 @@ def test_archive_that_would_leave_its_folder_is_refused(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "bad.zip", "w") as zipped:
         zipped.writestr("../evil", "x")
     for name in ("bad.tar", "bad.zip"):
-        with pytest.raises(ExecutorError, match="cannot be unpacked"):
+        with pytest.raises(ExecutorError, match="outside of its folder"):
             unpack(tmp_path / name, tmp_path / "into")
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_damaged_archive_is_refused_whole(tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_model.safetensors").write_bytes(bytes(range(256)) * 4000)
+    with tarfile.open(tmp_path / "lora.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "lora", arcname="lora")
+    whole = bytearray((tmp_path / "lora.tar.gz").read_bytes())
+    whole[-8] ^= 1  # the checksum at the end
+    (tmp_path / "lora.tar.gz").write_bytes(whole)
+    with pytest.raises(ExecutorError, match=r"lora\.tar\.gz cannot be unpacked"):
+        unpack(tmp_path / "lora.tar.gz", tmp_path / "into")
+    assert not list((tmp_path / "into").glob("*unpacked/*"))

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
+from mloc_dagster.files import archives, atomic
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.local import inputs, process
 from mloc_dagster.plan.digest import stage_digest
@@ -25,7 +26,6 @@ from mloc_dagster.sources import Cache, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
-from mloc_dagster.store import archives, atomic
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.manifest import write_manifest
 from mloc_dagster.store.results import Envelope, note_task, read_envelope, write_envelope
@@ -240,7 +240,7 @@ def _finish(
     payload = _moved(result["payload"], str(work), str(final))
     for name in _ARCHIVED:
         if (work / name).is_dir():
-            archive = archives.make_archive(work / name, work / "artifacts")
+            archive = _archive(work / name, work / "artifacts")
             payload[f"{name}_archive_path"] = str(final / "artifacts" / archive.name)
             payload[f"{name}_archive_bytes"] = archive.stat().st_size
     metadata = {
@@ -271,6 +271,13 @@ def _finish(
     write_manifest(work, f"{run.task_id}/{stage.name}", list(stage.spec.output.artifacts))
     _publish_folder(work, final)
     return envelope
+
+
+def _archive(folder: Path, out: Path) -> Path:
+    try:
+        return archives.make_archive(folder, out)
+    except archives.ArchiveError as error:
+        raise StepFailed(f"{folder.name} cannot be archived: {error}", user_fault=False) from None
 
 
 def _publish_folder(work: Path, final: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.store.archives import ArchiveError, extract_archive, make_archive
+from mloc_dagster.files.archives import ArchiveError, extract_archive, make_archive
 
 LINK, HARD, DEVICE, PIPE = tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE
 Member = tuple[str, bytes | None, str | bytes]

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.store.atomic import write_json, write_text
+from mloc_dagster.files.atomic import write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 DIE = """
 import os, signal, sys
 from pathlib import Path
-from mloc_dagster.store import atomic
+from mloc_dagster.files import atomic
 
 setattr(atomic.os, sys.argv[2], lambda *_: os.kill(os.getpid(), signal.SIGKILL))
 atomic.write_text(Path(sys.argv[1]), "new" * 100_000)

@@ -1,13 +1,15 @@
-"""Files that are either whole or not there: write aside, fsync, rename."""
+"""Files and folders that are either whole or not there: write aside, fsync, rename."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from mloc_dagster.spec.base import Json
+from typing import Any
 
 
 def write_text(path: Path, text: str) -> None:
@@ -27,9 +29,31 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
-def write_json(path: Path, value: Json) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Replace a file by JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a folder to fill; it takes the place of `path` only when the block ends well."""
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    sync_tree(aside)
+    shutil.rmtree(path, ignore_errors=True)
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Make every file below the folder durable."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    sync_folder(folder)
 
 
 def sync_folder(folder: Path) -> None:

@@ -1,0 +1,1 @@
+"""Files on disk, with the standard library alone: atomic writes, archives."""
