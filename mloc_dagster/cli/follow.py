@@ -28,6 +28,8 @@ _STATES = {
 
 def follow(instance: DagsterInstance, home: Home, run_id: str, plan: Plan, *, quiet: bool) -> str:
     """Show a run's steps until it ends and return its status. Ctrl-C cancels the run and waits for its end."""
+    from mloc_dagster.definitions.lost import end_if_lost
+
     screen = _Screen(plan, home.logs / f"{run_id}.progress.jsonl")
     cancelling = False
     with screen.progress if not quiet else _Nothing():
@@ -38,6 +40,7 @@ def follow(instance: DagsterInstance, home: Home, run_id: str, plan: Plan, *, qu
                     screen.update(instance, run_id)
                 if current is None or current.is_finished:
                     return current.status.value if current else "FAILURE"
+                end_if_lost(instance, current)
                 time.sleep(0.15)
             except KeyboardInterrupt:
                 if cancelling:

@@ -115,12 +115,14 @@ def logs(
 ) -> None:
     """Print what a task's steps wrote."""
     instance, home = _open()
+    from mloc_dagster.definitions.lost import end_if_lost
+
     found = _find(instance, task)
     seen: dict[Path, int] = {}
     cursor: str | None = None
     while True:
         current = instance.get_run_by_id(found.run_id)
-        ended = current is None or current.is_finished
+        ended = current is None or current.is_finished or end_if_lost(instance, current)
         cursor = _print_events(instance, found.run_id, cursor)
         _print_new(home, found.run_id, seen)
         if ended or not follow:
@@ -164,10 +166,13 @@ def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[Dagst
 
 def _open() -> tuple[DagsterInstance, Home]:
     from mloc_dagster.definitions.instance import open_instance
+    from mloc_dagster.definitions.lost import end_lost
     from mloc_dagster.store.home import Home
 
     home = Home.current()
-    return open_instance(home), home
+    instance = open_instance(home)
+    end_lost(instance)
+    return instance, home
 
 
 def _find(instance: DagsterInstance, task: str) -> DagsterRun:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from dagster import DagsterRun, Field
+from dagster import DagsterInstance, DagsterRun, Field
 from dagster._config import IntSource
 from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
@@ -77,7 +77,10 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
             self._instance.report_run_canceled(run, message="the worker was gone already")
             return True
         worker.send_signal(signal.SIGTERM)
-        threading.Thread(target=self._see_to_the_end, args=(run_id, worker), name=f"end-{run_id[:8]}").start()
+        thread = threading.Thread(
+            target=_see_to_the_end, args=(self._instance, run_id, worker, self._grace), name=f"end-{run_id[:8]}"
+        )
+        thread.start()
         return True
 
     @property
@@ -100,21 +103,23 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         message = f"the worker process {pid} is gone (killed, or out of memory); see {log}"
         return CheckRunHealthResult(WorkerStatus.FAILED, message)
 
-    def _see_to_the_end(self, run_id: str, worker: psutil.Process) -> None:
-        deadline = time.monotonic() + self._grace
-        family = {worker}
-        while time.monotonic() < deadline and _alive(worker):
-            family |= _descendants(worker)
-            time.sleep(0.1)
-        _kill(family)
-        run = self._instance.get_run_by_id(run_id)
-        if run and not run.is_finished:
-            self._instance.report_run_canceled(run, message="the worker was ended")
-
 
 def worker_tag(pid: int) -> str:
     """Return the value of the tag WORKER for a process: no other process, also after a restart, has the same."""
     return f"{pid}:{_identity(pid)}"
+
+
+def _see_to_the_end(instance: DagsterInstance, run_id: str, worker: psutil.Process, grace: float) -> None:
+    """Holds the instance: whoever asked for the end may have let go of it meanwhile."""
+    deadline = time.monotonic() + grace
+    family = {worker}
+    while time.monotonic() < deadline and _alive(worker):
+        family |= _descendants(worker)
+        time.sleep(0.1)
+    _kill(family)
+    run = instance.get_run_by_id(run_id)
+    if run and not run.is_finished:
+        instance.report_run_canceled(run, message="the worker was ended")
 
 
 def _task_specs(run: DagsterRun) -> dict[str, str]:
