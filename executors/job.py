@@ -23,6 +23,7 @@ class Job(BaseModel):
     """Ancestor stage → its `responses.json`."""
     model_path: Path | None = None
     model_digest: str | None = None
+    reward_model_path: Path | None = None
     data_path: Path | None = None
     results: Path | None = None
     devices: tuple[str, ...] = ()

@@ -14,10 +14,15 @@ BUILT_IN: Mapping[str, str] = {
     "echo": "executors.echo:EchoExecutor",
     "evaluation": "executors.evaluation:EvaluationExecutor",
     "inference": "executors.inference:InferenceExecutor",
+    "dpo": "executors.training.alignment:DpoExecutor",
+    "grpo": "executors.training.alignment:GrpoExecutor",
     "lora_sft": "executors.training.sft:LoraSftExecutor",
+    "ppo": "executors.training.ppo:PpoExecutor",
+    "reward": "executors.training.alignment:RewardExecutor",
     "sft": "executors.training.sft:SftExecutor",
 }
-_EXTRAS = {"inference": "inference", "sft": "training", "lora_sft": "training"}
+_EXTRAS: dict[str, str] = {"inference": "inference", "evaluation": "inference"}
+_EXTRAS |= dict.fromkeys(("sft", "lora_sft", "reward", "dpo", "grpo", "ppo"), "training")
 
 
 def names() -> tuple[str, ...]:

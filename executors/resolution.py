@@ -38,6 +38,7 @@ def resolved_context(job: Job, secrets: Secrets, stop: threading.Event) -> TaskC
         out=job.out,
         model_path=job.model_path,
         model_digest=job.model_digest,
+        reward_model_path=job.reward_model_path,
         data_path=job.data_path,
         results=job.results,
         devices=() if job.on_cpu else job.devices,

@@ -57,6 +57,23 @@ class Whole:
 Example = Pair | Whole
 
 
+@dataclass(frozen=True)
+class Preference:
+    """Two answers of which the first is better. Without a prompt, both hold the whole text or conversation."""
+
+    prompt: Text | None
+    chosen: Text
+    rejected: Text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to be answered, and the row that it came from with all its columns."""
+
+    prompt: Text
+    row: Row
+
+
 def training_rows(ctx: TaskContext) -> TrainingRows:
     """Return the rows of the first source that is given; raises ExecutorError when there is none or it is empty."""
     data = ctx.spec.data
@@ -81,6 +98,46 @@ def examples(rows: TrainingRows) -> list[Example]:
     Raises ExecutorError naming row and column of the first bad value.
     """
     return list(_examples(rows.table, rows.fields))
+
+
+def preferences(rows: TrainingRows) -> list[Preference]:
+    """Return the pairs that preference training learns from.
+
+    Raises ExecutorError naming row and column of the first bad value, or when no pair has two different answers.
+    """
+    pairs = list(_preferences(rows.table, rows.fields))
+    if all(pair.chosen == pair.rejected for pair in pairs):
+        raise ExecutorError(
+            f"{rows.table.origin}: chosen equals rejected in every one of its {len(pairs)} rows, so no answer is "
+            "better than another (first: row 0).",
+            "Check data.chosen_column and data.rejected_column.",
+        )
+    return pairs
+
+
+def asked(rows: TrainingRows) -> list[Asked]:
+    """Return the prompts that reinforcement learning answers, with their rows.
+
+    Raises ExecutorError naming row and column of the first bad value.
+    """
+    table, fields = rows.table, rows.fields
+    if fields.template is not None:
+        return [Asked(_rendered(fields.template, row, i, table), row) for i, row in enumerate(table.rows)]
+    column = _prompt_column(table, fields)
+    return [Asked(_open_prompt(row, column, index, table), row) for index, row in enumerate(table.rows)]
+
+
+def as_turns(text: Text, role: str) -> list[Message]:
+    """The text as the one turn of a conversation; a conversation as it is."""
+    return [{"role": role, "content": text}] if isinstance(text, str) else text
+
+
+def needs_template(table: Table) -> ExecutorError:
+    """What is wrong when rows hold conversations, but the model has no chat template."""
+    return ExecutorError(
+        f"{table.origin} holds conversations, but the model has no chat template.",
+        "Use a chat model, or plain text columns.",
+    )
 
 
 def _table(ctx: TaskContext, data: Data) -> tuple[Table, Fields] | None:
@@ -133,6 +190,44 @@ def _examples(table: Table, fields: Fields) -> Iterator[Example]:
         yield _aligned(pair, index, table, prompt, response)
 
 
+def _preferences(table: Table, fields: Fields) -> Iterator[Preference]:
+    named = fields.prompt is not None or "prompt" in table.columns
+    prompt = table.column_of("prompt_column", fields.prompt or "prompt") if named else None
+    chosen = table.column_of("chosen_column", fields.chosen or "chosen")
+    rejected = table.column_of("rejected_column", fields.rejected or "rejected")
+    for index, row in enumerate(table.rows):
+        better, worse = (_text(row, column, index, table) for column in (chosen, rejected))
+        if isinstance(better, str) != isinstance(worse, str):
+            raise ExecutorError(
+                f"{table.origin} row {index}: of {chosen!r} and {rejected!r} one is text, the other a conversation.",
+                "Write both in the same way.",
+            )
+        if prompt is None:
+            yield Preference(None, better, worse)
+            continue
+        asked = _text(row, prompt, index, table)
+        one = _aligned(Pair(asked, better), index, table, prompt, chosen)
+        other = _aligned(Pair(asked, worse), index, table, prompt, rejected)
+        yield Preference(one.prompt, one.response, other.response)
+
+
+def _prompt_column(table: Table, fields: Fields) -> str:
+    if fields.prompt is None and fields.text is not None:
+        return table.column_of("text_field", fields.text)
+    inline = fields.prompt is None and "prompt" not in table.columns and "text" in table.columns
+    return table.column_of("prompt_column", "text" if inline else fields.prompt or "prompt")
+
+
+def _open_prompt(row: Row, column: str, index: int, table: Table) -> Text:
+    prompt = _text(row, column, index, table)
+    if not isinstance(prompt, str) and prompt[-1]["role"] == "assistant":
+        raise ExecutorError(
+            f"{table.origin} row {index}: {column!r} ends with the assistant's turn, so there is nothing to answer.",
+            "Name a column whose conversations end with the user's turn (data.prompt_column).",
+        )
+    return prompt
+
+
 def _whole_column(table: Table, fields: Fields) -> str | None:
     if fields.text is not None:
         return table.column_of("text_field", fields.text)
@@ -171,8 +266,7 @@ def _aligned(pair: Pair, index: int, table: Table, prompt: str, response: str) -
     asked, answered = pair.prompt, pair.response
     if isinstance(asked, str) and isinstance(answered, str):
         return pair
-    turns: list[Message] = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
-    reply: list[Message] = [{"role": "assistant", "content": answered}] if isinstance(answered, str) else answered
+    turns, reply = as_turns(asked, "user"), as_turns(answered, "assistant")
     if reply[: len(turns)] == turns:
         reply = reply[len(turns) :]
     if not reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,17 +61,36 @@ def trusts_code(ctx: TaskContext) -> bool:
     return asked and ctx.code_allowed
 
 
+@dataclass(frozen=True)
+class WeightsDigest:
+    """`sha256:<hex>` over names and bytes of weight files: of all folders together, and of each one alone."""
+
+    whole: str
+    parts: tuple[str, ...]
+
+
 def digest(*folders: Path) -> str:
     """Return `sha256:<hex>` over names and bytes of the weight files of the folders, in order."""
-    total = hashlib.sha256()
-    for folder in folders:
-        files = next((found for pattern in _FORMATS if (found := sorted(folder.glob(pattern)))), [])
-        if not files:
-            raise ExecutorError(f"{folder} holds no weights.", f"Expected one of {', '.join(_FORMATS)}.")
-        for file in files:
-            with file.open("rb") as handle:
-                total.update(f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return digests(*folders).whole
+
+
+def digests(*folders: Path) -> WeightsDigest:
+    """Return the digest of the folders together, as `digest` does, and of each alone; every file is read once."""
+    texts = ["".join(_lines(folder)) for folder in folders]
+    return WeightsDigest(_digest_of("".join(texts)), tuple(map(_digest_of, texts)))
+
+
+def _digest_of(text: str) -> str:
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
+def _lines(folder: Path) -> Iterator[str]:
+    files = next((found for pattern in _FORMATS if (found := sorted(folder.glob(pattern)))), [])
+    if not files:
+        raise ExecutorError(f"{folder} holds no weights.", f"Expected one of {', '.join(_FORMATS)}.")
+    for file in files:
+        with file.open("rb") as handle:
+            yield f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n"
 
 
 def _base(ctx: TaskContext) -> Path:

@@ -112,6 +112,28 @@ def _sst2() -> dict[str, Splits]:
     return {"default": {split: rows for split in ("train", "validation", "test")}}
 
 
+def _ultrafeedback() -> dict[str, Splits]:
+    rows: list[Row] = [
+        {
+            "prompt": f"Tell me of {word}.",
+            "prompt_id": word,
+            "chosen": _talk(word)[:2],
+            "rejected": [_talk(word)[0], {"role": "assistant", "content": "No."}],
+            "messages": _talk(word)[:2],
+            "score_chosen": 8.0,
+            "score_rejected": 3.5,
+        }
+        for word in _WORDS
+    ]
+    return {"default": {split: rows * 2 for split in ("train_prefs", "test_prefs", "train_sft", "test_sft")}}
+
+
+def _ultrafeedback_pairs() -> dict[str, Splits]:
+    columns = ("chosen", "rejected", "score_chosen", "score_rejected")
+    rows = [{key: row[key] for key in columns} for row in _ultrafeedback()["default"]["train_prefs"]]
+    return {"default": {"train": rows, "test": rows}}
+
+
 def _gsm8k() -> dict[str, Splits]:
     rows: list[Row] = [
         {
@@ -135,9 +157,11 @@ def _talk(word: str) -> list[dict[str, str]]:
 DATASETS: dict[str, Callable[[], dict[str, Splits]]] = {
     "HuggingFaceH4/mt_bench_prompts": _mt_bench,
     "HuggingFaceH4/ultrachat_200k": _ultrachat,
+    "HuggingFaceH4/ultrafeedback_binarized": _ultrafeedback,
     "SetFit/sst2": _sst2,
     "databricks/databricks-dolly-15k": _dolly,
     "openai/gsm8k": _gsm8k,
     "trl-lib/Capybara": _capybara,
+    "trl-lib/ultrafeedback_binarized": _ultrafeedback_pairs,
 }
 """Configurations of each data set, with the columns of the real one."""

@@ -15,12 +15,13 @@ from executors.inference.chat import tokenize
 from executors.inference.engine import Completion, Weights, sampling_of
 from executors.inference.postprocess import export_jsonl
 from executors.prompts import PromptRow, prompt_rows
-from executors.weights import digest, starting_weights, trusts_code
+from executors.weights import WeightsDigest, digests, starting_weights, trusts_code
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Transformers, Vllm
 
 if TYPE_CHECKING:
     from executors.inference.engine import Engine
+    from executors.inference.transformers_engine import TransformersEngine
 
 _DATA = (
     "type", "url", "name", "dataset_name", "config_name", "revision", "split", "column", "shuffle", "seed",
@@ -47,7 +48,7 @@ class InferenceExecutor:
         sampling = sampling_of(ctx.spec.inference)
         source = prompt_rows(ctx)
         ctx.progress.update(0, len(source.rows), "rows")
-        weights, weights_digest = _weights(ctx)
+        weights, used = weights_of(ctx)
         started = time.monotonic()
         engine = load_engine(ctx, weights)
         try:
@@ -67,7 +68,7 @@ class InferenceExecutor:
             payload=payload,
             metrics={"rows": len(items), "completion_tokens": usage["completion_tokens"],
                      "latency_sec": usage["latency_sec"], "load_sec": loaded - started},
-            metadata={"engine": engine.name, "weights_digest": weights_digest,
+            metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
                       "warnings": [*source.warnings, *engine.warnings]},
         )  # fmt: skip
 
@@ -95,21 +96,35 @@ def load_engine(ctx: TaskContext, weights: Weights) -> Engine:
             return engine
         if model.vllm is not None:
             warnings.append("model.vllm was given, but vLLM is not installed here; Transformers was used")
-    from executors.inference.transformers_engine import TransformersEngine
-
-    dtype, more = _dtype(ctx, model.transformers and model.transformers.dtype, on_gpu)
-    engine = TransformersEngine(weights, model.transformers or Transformers(), dtype=dtype, on_gpu=on_gpu)
-    engine.warnings += warnings + more
+    engine = load_transformers(ctx, weights)
+    engine.warnings += warnings
     return engine
 
 
-def _weights(ctx: TaskContext) -> tuple[Weights, str]:
-    """The weights to load and the digest of all that takes part; `apply: merge` makes a merged model first."""
+def load_transformers(ctx: TaskContext, weights: Weights) -> TransformersEngine:
+    """Load the Transformers engine with the options of `model.transformers`."""
+    from executors.inference.transformers_engine import TransformersEngine
+
+    options, on_gpu = ctx.spec.model.transformers or Transformers(), _has_gpu(ctx)
+    dtype, warnings = _dtype(ctx, options.dtype, on_gpu)
+    engine = TransformersEngine(weights, options, dtype=dtype, on_gpu=on_gpu)
+    engine.warnings += warnings
+    return engine
+
+
+def weights_of(ctx: TaskContext) -> tuple[Weights, WeightsDigest]:
+    """The weights to load and the digests of all that takes part; `apply: merge` makes a merged model first.
+
+    An adapter whose scale is not 1 is another thing than the one that was trained, which its digest tells.
+    """
     start = starting_weights(ctx)
     trusted = trusts_code(ctx)
     found = [find_adapter(ctx, adapter, index) for index, adapter in enumerate(ctx.spec.model.adapters)]
     checkpoint = [RuntimeAdapter("checkpoint", start.adapter)] if start.adapter else []
-    used = digest(start.model, *(adapter.folder for adapter in [*checkpoint, *found]))
+    used = digests(start.model, *(adapter.folder for adapter in [*checkpoint, *found]))
+    scales = [1.0] * (1 + len(checkpoint)) + [adapter.scale for adapter in ctx.spec.model.adapters]
+    parts = (part if scale == 1.0 else f"{part}*{scale:g}" for part, scale in zip(used.parts, scales, strict=True))
+    used = WeightsDigest(used.whole, tuple(parts))
     by_apply = list(zip(ctx.spec.model.adapters, found, strict=True))
     merged = checkpoint + [adapter for spec, adapter in by_apply if spec.apply == "merge"]
     runtime = [adapter for spec, adapter in by_apply if spec.apply == "runtime"]

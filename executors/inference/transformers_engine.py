@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -57,6 +59,24 @@ class TransformersEngine:
             for (row, _), completion in zip(batch, texts, strict=True):
                 found[row].append(completion)
             progress((start + len(batch)) // sampling.n)
+        return found
+
+    @torch.inference_mode()
+    def score(self, texts: Sequence[tuple[list[int], int]], progress: Progress) -> list[float]:
+        """Return the log-probability (nats) of each sequence of token ids from the given place (1 or later) on."""
+        found: list[float] = []
+        for first in range(0, len(texts), self._batch_size):
+            batch = texts[first : first + self._batch_size]
+            ids = pad_sequence([torch.tensor(tokens) for tokens, _ in batch], batch_first=True)
+            ids = ids.to(self._model.device)
+            places = torch.arange(ids.shape[1], device=ids.device)
+            lengths = torch.tensor([len(tokens) for tokens, _ in batch], device=ids.device)[:, None]
+            starts = torch.tensor([start for _, start in batch], device=ids.device)[:, None]
+            logits = self._model(input_ids=ids, attention_mask=(places < lengths).long()).logits[:, :-1].float()
+            told = -cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+            counted = (places[1:] >= starts) & (places[1:] < lengths)
+            found += (told * counted).sum(dim=1).tolist()
+            progress(first + len(batch))
         return found
 
     def close(self) -> None:

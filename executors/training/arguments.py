@@ -19,16 +19,8 @@ _RENAMED = {"max_seq_length": "max_length"}
 _HANDLED_HERE = {
     "save_steps", "save_strategy", "save_total_limit", "save_model", "resume_from_path", "output_dir", "log_with",
     "tracker_project_name", "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed",
-    "auto_deepspeed_stage", "deepspeed", "fsdp", "fsdp_config", "fp16", "bf16", "early_stopping",
+    "auto_deepspeed_stage", "deepspeed", "fsdp", "fsdp_config", "fp16", "bf16",
 }  # fmt: skip
-_GPU_ONLY = ("deepspeed", "fsdp", "fsdp_config")
-_TRACKERS = {
-    "tensorboard": "tensorboard",
-    "wandb": "wandb",
-    "mlflow": "mlflow",
-    "trackio": "trackio",
-    "swanlab": "swanlab",
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ def trainer_arguments(
     values |= extra
     values |= _precision(training, on_gpu, warnings)
     values |= _distribution(training, on_gpu, warnings)
-    values |= _tracking(training, known, warnings)
+    values |= _tracking(training, known, checkpoints.parent, warnings)
     values |= {"output_dir": str(checkpoints), "save_strategy": "no", "disable_tqdm": True, "push_to_hub": False}
     return Arguments(values, tuple(warnings))
 
@@ -95,20 +87,48 @@ def _precision(training: Training, on_gpu: bool, warnings: list[str]) -> dict[st
 
 
 def _distribution(training: Training, on_gpu: bool, warnings: list[str]) -> dict[str, Any]:
-    given = {key: getattr(training, key) for key in _GPU_ONLY if getattr(training, key)}
-    if given and not on_gpu:
-        warnings.append(f"training.{', training.'.join(given)} count only on a GPU")
+    """DeepSpeed and FSDP settings, as transformers takes them."""
+    deepspeed = training.deepspeed or (_zero(training) if training.auto_deepspeed else None)
+    given = {"deepspeed": deepspeed, "fsdp": training.fsdp, "fsdp_config": training.fsdp_config}
+    given = {key: value for key, value in given.items() if value}
+    if not on_gpu and (given or training.auto_deepspeed):
+        warnings.append(f"training.{', training.'.join(given)} counts only on a GPU")
         return {}
+    if deepspeed and (training.fsdp or training.fsdp_config):
+        raise ExecutorError("training asks for both deepspeed and fsdp, which exclude each other.", "Remove one.")
+    if deepspeed and find_spec("deepspeed") is None:
+        raise ExecutorError("training.deepspeed needs deepspeed, which is not installed.", "Run: pip install deepspeed")
     return given
 
 
-def _tracking(training: Training, known: set[str], warnings: list[str]) -> dict[str, Any]:
+def _zero(training: Training) -> dict[str, Json]:
+    """The smallest DeepSpeed configuration of a ZeRO stage (2 unless `auto_deepspeed_stage`); `auto` = the trainer's.
+
+    Source: "DeepSpeed" in the documentation of transformers.
+    """
+    stage = 2 if training.auto_deepspeed_stage is None else training.auto_deepspeed_stage
+    automatic = (
+        "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    )  # fmt: skip
+    precision = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
+    return {"zero_optimization": {"stage": stage}, **precision, **dict.fromkeys(automatic, "auto")}
+
+
+def _tracking(training: Training, known: set[str], out: Path, warnings: list[str]) -> dict[str, Any]:
+    """Trackers that are installed here. What they write to disk goes into `out`, unless the environment says where."""
     asked = [training.log_with] if isinstance(training.log_with, str) else training.log_with or []
     present = [name for name in asked if find_spec(name)]
     for name in asked:
         if name not in present:
             warnings.append(f"training.log_with: {name} is not installed here, so nothing is sent to it")
     project = training.tracker_project_name
-    if project and "wandb" in present:
-        os.environ.setdefault("WANDB_PROJECT", project)
+    places = {
+        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")},
+        "wandb": {"WANDB_DIR": str(out), "WANDB_PROJECT": project},
+        "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": project},
+    }
+    for name in present:
+        for variable, value in places.get(name, {}).items():
+            if value:
+                os.environ.setdefault(variable, value)
     return {"report_to": present or "none"} | ({"project": project} if project and "project" in known else {})

@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from executors.atomic import sync_tree, write_text
 from executors.base import ExecutorError
 from executors.context import TaskContext
+from executors.distributed import ranks
 from mloc_dagster.spec.training import Training
 
 MARKER = "complete.json"
@@ -23,6 +24,11 @@ _AUTOMATIC_SECONDS = 600.0
 
 def newest_complete(folder: Path) -> Path | None:
     """Return the complete checkpoint with the most steps, or None; half-written ones are removed."""
+    found = _newest_complete(folder) if ranks.rank() == 0 else None
+    return ranks.agreed(found)
+
+
+def _newest_complete(folder: Path) -> Path | None:
     whole: list[Path] = []
     for checkpoint in sorted(folder.glob("checkpoint-*"), key=_steps):
         if is_complete(checkpoint):
@@ -101,6 +107,7 @@ class Checkpointing(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a checkpoint when one is due."""
         late = self._strategy == "auto" and time.monotonic() - self._saved_at > _AUTOMATIC_SECONDS
+        late = ranks.agreed(late) if self._strategy == "auto" else False
         regular = self._strategy in ("auto", "steps") and state.global_step % (self._every or 1) == 0
         if late or regular:
             control.should_save = True
@@ -118,8 +125,11 @@ class Checkpointing(TrainerCallback):
         """Make the checkpoint durable and mark it, then remove those beyond the limit."""
         folder = Path(args.output_dir or ".")
         checkpoint = folder / f"checkpoint-{state.global_step}"
-        mark_complete(checkpoint)
+        ranks.barrier()  # each process has written its part
         self._saved_at = time.monotonic()
+        if ranks.rank() > 0:
+            return
+        mark_complete(checkpoint)
         if self._keep is not None:
             for old in sorted(folder.glob("checkpoint-*"), key=_steps)[: -self._keep]:
                 shutil.rmtree(old, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Write the field names of TRL's config classes to the table that the spec checks against."""
+"""Write the field names of the trainers' config classes to the tables that the spec checks against."""
 
 from __future__ import annotations
 
@@ -19,9 +19,17 @@ def trl_fields() -> dict[str, object]:
     return {"trl": version("trl"), "fields": fields}
 
 
+def ppo_fields() -> dict[str, object]:
+    """Return the names of the keys that pass through to the PPO trainer."""
+    from executors.training.ppo.settings import pass_through
+
+    return {"fields": pass_through()}
+
+
 def main() -> None:
-    """Write the table."""
-    (TABLES / "trl.json").write_text(json.dumps(trl_fields(), indent=1) + "\n", "utf-8")
+    """Write the tables."""
+    for name, table in (("trl.json", trl_fields()), ("ppo.json", ppo_fields())):
+        (TABLES / name).write_text(json.dumps(table, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from executors.atomic import new_folder
 from executors.base import Interrupted, Result
 from executors.context import TaskContext
+from executors.distributed import ranks
 from executors.training.progress import mean_loss
 from executors.weights import digest
+from mloc_dagster.files.atomic import aside, new_folder
 from mloc_dagster.spec.base import Json
 
 
 def save_weights(trainer: Any, tokenizer: Any, folder: Path) -> str:
-    """Save model (or adapter) and tokenizer; the folder appears only when it is complete. Returns its digest."""
-    with new_folder(folder) as partial:
+    """Save model (or adapter) and tokenizer; the folder appears only when it is complete. Returns its digest.
+
+    All processes of a training take part, since each may hold a piece of the weights; the first one writes.
+    """
+    with new_folder(folder) if ranks.rank() == 0 else nullcontext(aside(folder)) as partial:
+        ranks.barrier()
         trainer.save_model(str(partial))
-        tokenizer.save_pretrained(partial)
-        (partial / "training_args.bin").unlink(missing_ok=True)
+        if ranks.rank() == 0:
+            tokenizer.save_pretrained(partial)
+            (partial / "training_args.bin").unlink(missing_ok=True)
+            shutil.rmtree(partial / "ref", ignore_errors=True)  # TRL's frozen copy of the adapter it started from
+        ranks.barrier()
+    ranks.barrier()
     return digest(folder)
 
 
@@ -53,6 +64,7 @@ def training_result(
         "error_message": None,
         "model_name": source.identifier if source else None,
         "dataset_size": rows,
+        "world_size": ranks.world_size(),
         "output_dir": str(ctx.out),
         "checkpoints_dir": str(ctx.out / "checkpoints"),
         "resume_from_path": str(resumed_from) if resumed_from else None,
@@ -64,6 +76,7 @@ def training_result(
         "log_history": history,
     }
     metadata: dict[str, Json] = {
+        "world_size": ranks.world_size(),
         "weights_digest": weights_digest,
         "start_weights_digest": start_digest,
         "weights_changed": changed,

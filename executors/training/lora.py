@@ -1,53 +1,108 @@
-"""LoRA settings from `spec.lora` or the older `model.adapter`."""
+"""Adapters from `spec.lora` or the older `model.adapter`: LoRA, QLoRA, AdaLoRA; and quantized base weights."""
 
 from __future__ import annotations
 
 from importlib.util import find_spec
 from typing import Any
 
-from peft import LoraConfig
+from peft import AdaLoraConfig, LoraConfig
 
 from executors.base import ExecutorError
 from executors.context import TaskContext
+from executors.training.adalora import start_rank
 from mloc_dagster.spec.model import Lora
 
 
 def lora_settings(ctx: TaskContext) -> Lora:
     """`spec.lora`, with what `model.adapter` says where `spec.lora` is silent; defaults otherwise."""
     older, lora = ctx.spec.model.adapter, ctx.spec.lora
-    if older is not None and older.type == "adalora":
-        raise ExecutorError("model.adapter.type adalora is not supported yet.", "Use lora or qlora.")
     given = {} if older is None else older.model_dump(exclude_none=True, exclude={"type"})
     renamed = {{"lora_alpha": "alpha", "lora_dropout": "dropout"}.get(key, key): value for key, value in given.items()}
     explicit = {} if lora is None else lora.model_dump(include=lora.model_fields_set)
     return Lora.model_validate(renamed | explicit)
 
 
+def adapter_config(ctx: TaskContext, lora: Lora) -> LoraConfig:
+    """PEFT's configuration of the method that `model.adapter.type` names; LoRA where it is silent.
+
+    Raises ExecutorError for settings that the method does not have.
+    """
+    adapter = ctx.spec.model.adapter
+    return _adalora_config(lora) if adapter is not None and adapter.type == "adalora" else lora_config(lora)
+
+
 def lora_config(lora: Lora) -> LoraConfig:
     """PEFT's configuration. Without target modules every linear layer but the head is adapted."""
-    return LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-        lora_dropout=lora.dropout,
-        bias=lora.bias,
-        target_modules=lora.target_modules or "all-linear",
-        task_type=lora.task_type,
-        use_rslora=lora.use_rslora,
-    )
+    return LoraConfig(r=lora.r, use_rslora=lora.use_rslora, **_shared(lora))
 
 
-def quantization(ctx: TaskContext, gpu: bool) -> tuple[Any, list[str]]:
-    """The 4-bit configuration of qlora (Dettmers et al. 2023: NF4, double quantization), and warnings."""
-    adapter = ctx.spec.model.adapter
-    if adapter is None or adapter.type != "qlora":
+def _adalora_config(lora: Lora) -> AdaLoraConfig:
+    """`r` is the average rank at the end. The steps of the schedule are known when training begins (`AdaLora`)."""
+    if lora.use_rslora:
+        raise ExecutorError(
+            "lora.use_rslora is true, but AdaLoRA has its own scaling.",
+            "Remove the key, or write model.adapter.type: lora.",
+        )
+    return AdaLoraConfig(target_r=lora.r, init_r=start_rank(lora.r), total_step=1, **_shared(lora))
+
+
+def _shared(lora: Lora) -> dict[str, Any]:
+    return {
+        "lora_alpha": lora.alpha,
+        "lora_dropout": lora.dropout,
+        "bias": lora.bias,
+        "target_modules": lora.target_modules or "all-linear",
+        "task_type": lora.task_type,
+    }
+
+
+def quantization(ctx: TaskContext, gpu: bool, lora: Lora | None) -> tuple[Any, list[str]]:
+    """How the base weights are quantized, or None, and warnings.
+
+    `qlora` and `model.transformers.load_in_4bit` mean 4 bits (Dettmers et al. 2023: NF4, double quantization),
+    `load_in_8bit` 8 bits (Dettmers et al. 2022: LLM.int8). Raises ExecutorError where that cannot work.
+    """
+    bits, key = _bits(ctx)
+    if bits is None:
         return None, []
-    if not gpu:
-        return None, ["model.adapter.type qlora needs a GPU; plain LoRA was trained on the CPU"]
+    if lora is None:
+        raise ExecutorError(
+            f"{key} asks for weights of {bits} bits, which cannot be trained themselves.",
+            "Add lora: {r: 16}, so that an adapter is trained on them, or remove the key.",
+        )
     if find_spec("bitsandbytes") is None:
-        raise ExecutorError("model.adapter.type qlora needs bitsandbytes, which is not installed here.",
-                            "Run: pip install bitsandbytes")  # fmt: skip
+        return _without_bitsandbytes(key, bits, gpu)
     from transformers import BitsAndBytesConfig
 
+    if bits == 8:
+        return BitsAndBytesConfig(load_in_8bit=True), []
+    compute = "bfloat16" if gpu else "float32"
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16"
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     ), []
+
+
+def _bits(ctx: TaskContext) -> tuple[int | None, str]:
+    """The width that is asked for and the key that asks."""
+    adapter, transformers = ctx.spec.model.adapter, ctx.spec.model.transformers
+    four, eight = bool(transformers and transformers.load_in_4bit), bool(transformers and transformers.load_in_8bit)
+    if adapter is not None and adapter.type == "qlora":
+        if eight:
+            raise ExecutorError(
+                "model.adapter.type qlora means 4 bits, but model.transformers.load_in_8bit is true.", "Keep one."
+            )
+        return 4, "model.adapter.type qlora"
+    if four and eight:
+        raise ExecutorError("model.transformers says load_in_4bit and load_in_8bit.", "Keep one of them.")
+    if four or eight:
+        return (4, "model.transformers.load_in_4bit") if four else (8, "model.transformers.load_in_8bit")
+    return None, ""
+
+
+def _without_bitsandbytes(key: str, bits: int, gpu: bool) -> tuple[None, list[str]]:
+    if gpu:
+        raise ExecutorError(f"{key} needs bitsandbytes, which is not installed here.", "Run: pip install bitsandbytes")
+    return None, [
+        f"{key}: weights of {bits} bits need bitsandbytes, which is not installed here; "
+        "on this CPU a LoRA adapter was trained on unquantized weights"
+    ]

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from executors.context import TaskContext
+from executors.distributed import ranks
 from mloc_dagster.spec.base import Json
 
 
@@ -20,7 +21,8 @@ class Progress(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Report the step; on request store the state and end."""
         self._ctx.progress.update(state.global_step, state.max_steps, "steps", **self._metrics)
-        if self._ctx.stop.is_set():
+        if ranks.any_of(self._ctx.stop.is_set()):
+            self._ctx.stop.set()  # every process ends at the same step
             control.should_save = control.should_log = control.should_training_stop = True
 
     def on_log(

@@ -18,8 +18,7 @@ _TRAINING = (
 )  # fmt: skip
 TRAINING_OF_OTHERS = frozenset({
     "output_dir", "beta", "target_kl", "kl_coef", "ppo_epochs", "mini_batch_size", "num_mini_batches", "early_stopping",
-    "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed", "auto_deepspeed_stage",
-})  # fmt: skip
+    })  # fmt: skip
 """Typed keys of `spec.training` that supervised training does not read. Any further key goes to TRL's SFTConfig."""
 _USES = frozenset({
     "model.source.*", "model.adapter.*", "model.transformers.dtype", "model.transformers.trust_remote_code",
@@ -32,6 +31,7 @@ class SftExecutor:
 
     name = "sft"
     inline = False
+    distributed = True
     uses = _USES
     section = None
 
@@ -49,6 +49,7 @@ class LoraSftExecutor:
 
     name = "lora_sft"
     inline = False
+    distributed = True
     uses = _USES | {"lora.*"}
     section = None
 

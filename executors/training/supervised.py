@@ -14,11 +14,11 @@ from peft import PeftModel
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from executors.base import ExecutorError, Result
+from executors.base import Result
 from executors.context import TaskContext
-from executors.rows import Example, Pair, TrainingRows, examples
+from executors.rows import Example, Pair, TrainingRows, examples, needs_template
 from executors.training.loading import load_model
-from executors.training.lora import lora_config
+from executors.training.lora import adapter_config
 from executors.training.recipe import callbacks, fit, prepare
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Lora
@@ -37,7 +37,7 @@ def fine_tune(ctx: TaskContext, lora: Lora | None) -> Result:
         args=setup.args,
         train_dataset=dataset,
         processing_class=setup.tokenizer,
-        peft_config=lora_config(lora) if lora and not isinstance(model, PeftModel) else None,
+        peft_config=adapter_config(ctx, lora) if lora and not isinstance(model, PeftModel) else None,
         callbacks=callbacks(ctx),
     )
     return fit(ctx, setup, trainer, rows=len(dataset), warnings=warnings)
@@ -57,17 +57,11 @@ def _record(example: Example, rows: TrainingRows, has_chat_template: bool) -> di
             }
         if isinstance(example.prompt, str):
             return {"prompt": example.prompt, "completion": f"{rows.fields.separator}{example.response}"}
-        _need_template(rows, has_chat_template)
+        if not has_chat_template:
+            raise needs_template(rows.table)
         return {"prompt": example.prompt, "completion": example.response}
     if isinstance(example.text, str):
         return {"text": example.text}
-    _need_template(rows, has_chat_template)
-    return {"messages": example.text}
-
-
-def _need_template(rows: TrainingRows, has_chat_template: bool) -> None:
     if not has_chat_template:
-        raise ExecutorError(
-            f"{rows.table.origin} holds conversations, but the model has no chat template.",
-            "Use a chat model, or plain text columns.",
-        )
+        raise needs_template(rows.table)
+    return {"messages": example.text}

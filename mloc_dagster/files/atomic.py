@@ -37,14 +37,19 @@ def write_json(path: Path, value: Any) -> None:
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; it takes the place of `path` only when the block ends well."""
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    yield aside
-    sync_tree(aside)
+    partial = aside(path)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    yield partial
+    sync_tree(partial)
     shutil.rmtree(path, ignore_errors=True)
-    aside.replace(path)
+    partial.replace(path)
     sync_folder(path.parent)
+
+
+def aside(path: Path) -> Path:
+    """Where `new_folder` fills the folder before it takes its place."""
+    return path.with_name(f".{path.name}.partial")
 
 
 def sync_tree(folder: Path) -> None:

@@ -4,36 +4,69 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.spec.data import Data
+from mloc_dagster.spec.gates import gates_on
 from mloc_dagster.spec.model import ModelSource
+from mloc_dagster.spec.output import Destination
 from mloc_dagster.spec.references import has_reference
 from mloc_dagster.spec.taskfile import Stage, TaskFile
+from mloc_dagster.store.home import Home
+
+_LOGIN = re.compile(r"://[^/@\s]+@")
 
 
 def compile_plan(task: TaskFile) -> Plan:
-    """Return the steps of a task; a source that several stages name is pulled once."""
+    """Return the steps of a task; a source that several stages name is pulled once.
+
+    Weights that a gate judges are published after its evaluation.
+    """
     steps: dict[str, Step] = {}
     published: list[Step] = []
     for stage in task.stages:
-        pulls = [step for step in (_model_pull(stage), _dataset_pull(stage)) if step]
-        for pull in pulls:
+        needed = pulls(stage).values()
+        for pull in needed:
             steps.setdefault(pull.key, pull)
         parents = tuple("/".join((task.name, name)) for name in stage.depends_on)
-        needs = (*(pull.key for pull in pulls), *parents)
+        needs = (*dict.fromkeys(pull.key for pull in needed), *parents)
         step = Step("stage", (task.name, stage.name), needs, stage)
         steps[step.key] = step
-        destination = stage.spec.output.destination
+        destination = destination_of(task.stages, stage)
         if destination is not None:
             where = destination.url or destination.repo_id or destination.path or destination.bucket or ""
-            published.append(
-                Step(
-                    "publish", ("published", *step.asset_key), (step.key,), stage, f"{destination.type} {where}".strip()
-                )
-            )
+            gates = tuple("/".join((task.name, gate.name)) for gate in gates_on(task.stages, stage.name))
+            source = _LOGIN.sub("://***@", f"{destination.type} {where}".strip())
+            published.append(Step("publish", ("published", *step.asset_key), (step.key, *gates), stage, source))
     return Plan(task, (*steps.values(), *published), task.warnings)
+
+
+def pulls(stage: Stage) -> dict[str, Step]:
+    """Return what is pulled for a stage before it runs, by what it is: `model`, `reward_model`, `data`."""
+    reward = stage.spec.reward_model
+    found = {
+        "model": _model_pull(stage, stage.spec.model.source, "model.source"),
+        "reward_model": _model_pull(stage, reward.source() if reward else None, "reward_model"),
+        "data": _dataset_pull(stage),
+    }
+    return {name: step for name, step in found.items() if step}
+
+
+def destination_of(stages: Sequence[Stage], stage: Stage) -> Destination | None:
+    """Return where a stage's result goes: into a folder of the stage's name where others name the same place.
+
+    A place that the base of a file names is that of all stages; none of them may replace the results of another.
+    """
+    own = stage.spec.output.destination
+    if own is None or own.type == "http" or (own.type == "local" and own.path is None):
+        return own
+    others = (other.spec.output.destination for other in stages if other.name != stage.name)
+    if not any(other is not None and _place(other) == _place(own) for other in others):
+        return own
+    path = f"{own.path.rstrip('/')}/{stage.name}" if own.path else stage.name
+    return own.model_copy(update={"path": path})
 
 
 def model_key(source: ModelSource) -> tuple[str, ...]:
@@ -59,11 +92,12 @@ def dataset_key(data: Data) -> tuple[str, ...] | None:
     return ("dataset", *_with_revision(parts, data.revision))
 
 
-def _model_pull(stage: Stage) -> Step | None:
-    source = stage.spec.model.source
-    if source is None or has_reference(source.identifier) or any(d.startswith("model.source") for d in stage.deferred):
+def _model_pull(stage: Stage, source: ModelSource | None, at: str) -> Step | None:
+    if source is None or has_reference(source.identifier) or any(d.startswith(at) for d in stage.deferred):
         return None
-    return Step("model", model_key(source), (), stage, f"{source.type}:{source.identifier}")
+    return Step(
+        "model", model_key(source), (), stage, _LOGIN.sub("://***@", f"{source.type}:{source.identifier}"), source
+    )
 
 
 def _dataset_pull(stage: Stage) -> Step | None:
@@ -71,7 +105,15 @@ def _dataset_pull(stage: Stage) -> Step | None:
     if key is None or any(d.startswith("data") for d in stage.deferred):
         return None
     data = stage.spec.data
-    return Step("dataset", key, (), stage, data.dataset_name or data.url or (data.source.path if data.source else ""))
+    source = data.dataset_name or data.url or (data.source.path if data.source else "")
+    return Step("dataset", key, (), stage, _LOGIN.sub("://***@", source))
+
+
+def _place(destination: Destination) -> tuple[str | None, ...]:
+    path = destination.path
+    if destination.type == "local" and path is not None:
+        path = str(Home(Path()).resolve_inside(path))
+    return (destination.type, destination.bucket, destination.prefix, destination.repo_id, path)
 
 
 def _with_revision(parts: tuple[str, ...], revision: str | None) -> tuple[str, ...]:

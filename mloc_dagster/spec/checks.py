@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mloc_dagster.spec import data_checks, field_tables, task_types
+from mloc_dagster.spec import data_checks, evaluation_checks, field_tables, task_types
+from mloc_dagster.spec import references as refs
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.faults import Fault, listing, nearest, shown
 from mloc_dagster.spec.model import Vllm
@@ -12,8 +13,6 @@ from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.spec.training import Training
 from mloc_dagster.spec.tree import Mapping, Origin, path_text
 from mloc_dagster.spec.typed import origin_at, validate
-
-_LATER_ADAPTERS = frozenset({"qlora", "adalora"})
 
 
 def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
@@ -42,11 +41,12 @@ def stage(stage: Stage, tree: Mapping, here: Origin) -> Iterator[Fault]:
         return
     yield from _model(stage, tree, kind, here)
     yield from data_checks.data(stage, tree, kind, here)
-    yield from _evaluation(stage, tree, kind, here)
+    yield from evaluation_checks.evaluation(stage, tree, kind, here)
     yield from _rag(stage, tree)
     yield from _alternatives(stage, tree)
     yield from _exports(stage, tree)
     yield from _destination(stage, tree)
+    yield from _references_in_output(stage, tree)
     yield from _plugin(tree, kind)
 
 
@@ -65,30 +65,9 @@ def _model(stage: Stage, tree: Mapping, kind: task_types.TaskType, here: Origin)
     if not kind.trains or model.adapter is None:
         return
     adapter, place = model.adapter.type, _at(tree, "model", "adapter", "type")
-    if adapter in _LATER_ADAPTERS:
-        way_out = "write lora, or full to train all weights"
-        yield Fault(*place.value, place.text, f"adapter type {adapter} is not there yet", shown(adapter), way_out)
     if kind.name == "lora_sft" and adapter == "full":
         what = "lora_sft trains an adapter, full does not"
         yield Fault(*place.value, place.text, what, shown(adapter), "write taskType: sft")
-
-
-def _evaluation(stage: Stage, tree: Mapping, kind: task_types.TaskType, here: Origin) -> Iterator[Fault]:
-    evaluation = stage.spec.evaluation
-    if evaluation is None:
-        if kind.name == "evaluation" and not stage.is_deferred("evaluation"):
-            way_out = "add evaluation.candidates: {name: ${stage.result.items}}"
-            yield Fault(*here.key, path_text((*here.path, "evaluation")), "is missing", "", way_out)
-        return
-    names = list(evaluation.candidates)
-    if not names:
-        place = _at(tree, "evaluation", "candidates")
-        yield Fault(*place.value, place.text, "names nothing to score", "", "add a name: ${stage.result.items}")
-    elif evaluation.baseline and evaluation.baseline not in names:
-        place = _at(tree, "evaluation", "baseline")
-        guess = nearest(evaluation.baseline, names)
-        way_out = f"did you mean {guess}?" if guess else f"candidates: {listing(names)}"
-        yield Fault(*place.value, place.text, "is not a candidate", shown(evaluation.baseline), way_out)
 
 
 def _rag(stage: Stage, tree: Mapping) -> Iterator[Fault]:
@@ -114,7 +93,7 @@ def pass_through(tree: Mapping) -> Iterator[Fault]:
     """Faults of keys that would be handed to a trainer or an engine which does not know them."""
     kind = task_types.known().get(str(tree.get("task_type")))
     config_class = kind.config_class if kind and kind.trains else None
-    of_what = f"a field of TRL's {config_class}" if config_class else "a field of any TRL config class"
+    of_what = f"a field of {field_tables.owner(config_class)}" if config_class else "a field of any TRL config class"
     known = field_tables.trl(config_class)
     yield from _strangers(tree, ("training",), Training, known, f"is neither ours nor {of_what}")
     if field_tables.vllm():
@@ -162,13 +141,32 @@ def _destination(stage: Stage, tree: Mapping) -> Iterator[Fault]:
         return
     place = _at(tree, "output", "destination")
     key = {"http": "url", "s3": "bucket", "huggingface": "repo_id"}.get(destination.type)
-    if key and not getattr(destination, key) and not stage.is_deferred("output.destination"):
+    if key and not getattr(destination, key) and not stage.is_deferred(f"output.destination.{key}"):
         what = f"is missing, and destination type {destination.type} needs it"
         yield Fault(*place.key, f"{place.text}.{key}", what, "", f"add {key}: …")
     for name, path in (("path", destination.path), ("prefix", destination.prefix)):
-        if path and ".." in path.replace("\\", "/").split("/"):
-            where = _at(tree, "output", "destination", name)
+        parts = [part for part in (path or "").replace("\\", "/").split("/") if part not in ("", ".")]
+        where = _at(tree, "output", "destination", name) if path else place
+        if ".." in parts:
             yield Fault(*where.value, where.text, "must stay inside the results folder", shown(path), "remove ..")
+        elif path and not parts and destination.type == "local":
+            yield Fault(*where.value, where.text, "names no folder", shown(path), "write a name such as my-results")
+    url = destination.url or ""
+    if destination.type == "http" and url and not url.lower().startswith(("http://", "https://", "${")):
+        where = _at(tree, "output", "destination", "url")
+        yield Fault(*where.value, where.text, "is no web address", shown(url), "write http://… or https://…")
+
+
+def _references_in_output(stage: Stage, tree: Mapping) -> Iterator[Fault]:
+    """Faults of references where a delivery reads none: it knows the environment, in texts, and no results."""
+    for path, body in refs.find({"output": tree.get("output")}):
+        place, deferred = _at(tree, *path), ".".join(map(str, path)) in stage.deferred
+        if deferred or path[1] != "destination":
+            way_out = "write the value itself"
+            yield Fault(*place.value, place.text, "cannot hold a reference", f"${{{body:.80}}}", way_out)
+        elif "." in body:
+            what, way_out = "cannot use the result of a stage", "write it out, or name the environment: ${NAME}"
+            yield Fault(*place.value, place.text, what, f"${{{body:.80}}}", way_out)
 
 
 def _plugin(tree: Mapping, kind: task_types.TaskType) -> Iterator[Fault]:

@@ -25,7 +25,7 @@ _SOURCE_NEEDS = {
 
 def data(stage: Stage, tree: Mapping, kind: TaskType, here: Origin) -> Iterator[Fault]:
     """Faults of `spec.data` and of the other places that hold prompts; `here` is the place of the whole stage."""
-    if kind.needs_data and not stage.is_deferred("data") and not _has_data(stage, kind.trains):
+    if kind.needs_data and not stage.is_deferred("data") and not has_data(stage, kind.trains):
         ways = (
             "data.jsonl, data.dataset_name, data.prompts or data.preferences"
             if kind.trains
@@ -41,7 +41,8 @@ def data(stage: Stage, tree: Mapping, kind: TaskType, here: Origin) -> Iterator[
     yield from _inputs(stage, tree)
 
 
-def _has_data(stage: Stage, trains: bool) -> bool:
+def has_data(stage: Stage, trains: bool) -> bool:
+    """Whether the stage names rows (of training) or prompts."""
     data, spec = stage.spec.data, stage.spec
     common = (data.jsonl, data.dataset_name, data.prompts, data.url)
     rows = (data.source, data.preferences)

@@ -26,7 +26,7 @@ class Fault:
     file: str = "<text>"
 
     def __str__(self) -> str:
-        place = f"{self.file}:{self.line}:{self.column}"
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else f"{self.file}:"  # 0: the file as a whole
         text = f"{place} {self.path}: {self.what}" if self.path else f"{place} {self.what}"
         text += f" (found {self.value})" if self.value else ""
         return f"{text}; {self.way_out}" if self.way_out else text

@@ -8,14 +8,22 @@ from importlib.resources import files
 
 from mloc_dagster.spec.base import Json
 
+_OWN = "PPOConfig"
+
+
+def owner(config_class: str) -> str:
+    """Whose config class it is, as a phrase."""
+    return f"our {config_class}" if config_class == _OWN else f"TRL's {config_class}"
+
 
 @cache
 def trl(config_class: str | None = None) -> frozenset[str]:
-    """Return the field names of a TRL config class, or without one those of all; empty for one that the table lacks.
+    """Return the field names of a trainer's config class, or without one those of all; empty for one not in the tables.
 
-    The table is `tables/trl.json`, written by `python -m executors.training.fields` from the installed TRL.
+    The tables are `tables/trl.json` and, of our own class, `tables/ppo.json`, written by
+    `python -m executors.training.fields` from the installed TRL and from the PPO trainer.
     """
-    fields: dict[str, list[str]] = _table("trl.json").get("fields", {})
+    fields: dict[str, list[str]] = _table("trl.json").get("fields", {}) | {_OWN: _table("ppo.json").get("fields", [])}
     if config_class is None:
         return frozenset(name for names in fields.values() for name in names)
     return frozenset(fields.get(config_class, ()))

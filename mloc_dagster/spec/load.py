@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from mloc_dagster.spec import checks, composition, dialects, document, notices, reference_checks
+from mloc_dagster.spec import checks, composition, dialects, document, evaluation_checks, notices, reference_checks
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.canonical import canonicalise, drop_nulls
 from mloc_dagster.spec.composition import Draft
@@ -104,6 +104,7 @@ class _Loader:
             self.faults.extend(checks.pass_through(keys))
         for stage in ready:
             self.faults.extend(checks.stage(stage, trees[stage.name], places[stage.name]))
+        self.faults.extend(evaluation_checks.gates(ready, trees))
         if metadata is None or workflow is None or len(ready) < len(drafts) or self.faults:
             return None
         return TaskFile(

@@ -173,6 +173,17 @@ class RewardModel(Section):
     negative_label: str | None = None
     """Label that counts against the text."""
 
+    def path(self) -> str | None:
+        """The folder that `identifier` names, when it names one and not a hub id or a function."""
+        is_path = self.type != "function" and self.identifier and self.identifier.startswith(("/", ".", "~", "file://"))
+        return self.identifier if is_path else None
+
+    def source(self) -> ModelSource | None:
+        """The model that is pulled; None for a folder, a function, and a sentiment that names no model."""
+        if self.type == "function" or not self.identifier or self.path():
+            return None
+        return ModelSource(identifier=self.identifier)
+
 
 class CheckpointLoad(Section):
     """A checkpoint that training or inference starts from; it fails the stage when it cannot be loaded."""

@@ -36,6 +36,8 @@ class Destination(Section):
     """Repository on the hub."""
     private: bool = True
     """Whether a new repository is private."""
+    requires_evaluation: bool = False
+    """Deliver only weights that have passed the gate of an evaluation, in this run or an earlier one."""
 
 
 class Output(Section):

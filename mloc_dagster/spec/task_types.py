@@ -46,7 +46,42 @@ _TRAINING = _keys(
 _INFERENCE = _keys("source config adapters vllm transformers", under="model") | _keys(
     "inference postprocess checkpoint parallel"
 )
-_SFT = _keys("source config transformers adapter", under="model") | {"checkpoint", "lora"} | _TRAINING | _ROW_DATA
+_WEIGHTS = (
+    _keys("source config adapter", under="model")
+    | _keys(
+        "dtype load_in_8bit load_in_4bit attn_implementation use_flash_attention_2 trust_remote_code",
+        under="model.transformers",
+    )
+    | {"checkpoint", "lora"}
+)
+_SFT = _WEIGHTS | _TRAINING | _ROW_DATA
+_PREFERENCES = (
+    (_WEIGHTS | _TRAINING | _ROW_DATA | {"data.rejected_column"})
+    - {"training.packing"}
+    - _keys("response_column text_field prompt_template", under="data")
+)
+_GRPO = (
+    (_WEIGHTS | _TRAINING | _ROW_DATA | {"training.beta", "generation", "reward_model"})
+    - _keys("packing max_seq_length", under="training")
+    - _keys("chosen_column separator", under="data")
+)
+_PPO = (
+    (_WEIGHTS | _TRAINING | _ROW_DATA | {"generation", "reward_model"})
+    | _keys(
+        "target_kl kl_coef ppo_epochs mini_batch_size num_mini_batches early_stopping nproc_per_node allow_multi_gpu "
+        "visible_devices primary_gpu",
+        under="training",
+    )
+) - (
+    _keys("packing deepspeed fsdp fsdp_config ddp_find_unused_parameters", under="training")
+    | _keys("chosen_column separator", under="data")
+)
+_EVALUATION = (
+    _keys("source config transformers adapters", under="model")
+    | _keys("evaluation checkpoint reward_model")
+    | _ROW_DATA
+    | {"data.rejected_column"}
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +97,7 @@ class TaskType:
     needs_data: bool = False
     trains: bool = False
     config_class: str = ""
-    """TRL config class whose fields pass through `training`."""
+    """TRL's config class, or our own, whose fields pass through `training`."""
     section: type[BaseModel] | None = None
     """Model of `spec.plugin` for a type that a package adds."""
 
@@ -111,11 +146,51 @@ BUILT_IN: Mapping[str, TaskType] = {
             True,
             "SFTConfig",
         ),
-        TaskType("evaluation", "scores the items of earlier stages", frozenset({"evaluation"})),
+        TaskType(
+            "reward",
+            "trains a model that scores texts, from pairs of a better and a worse answer",
+            _PREFERENCES,
+            "training",
+            True,
+            True,
+            True,
+            "RewardConfig",
+        ),
+        TaskType(
+            "dpo",
+            "makes better answers likelier than worse ones (direct preference optimization)",
+            _PREFERENCES | {"training.beta"},
+            "training",
+            True,
+            True,
+            True,
+            "DPOConfig",
+        ),
+        TaskType(
+            "grpo",
+            "samples answers and makes those with a higher reward likelier (group relative policy optimization)",
+            _GRPO,
+            "training",
+            True,
+            True,
+            True,
+            "GRPOConfig",
+        ),
+        TaskType(
+            "ppo",
+            "samples answers and makes those likelier that earn more than expected (proximal policy optimization)",
+            _PPO,
+            "training",
+            True,
+            True,
+            True,
+            "PPOConfig",
+        ),
+        TaskType("evaluation", "scores the items of earlier stages, or a model on rows of data", _EVALUATION),
     )
 }
 
-PLANNED = _keys("reward dpo ppo grpo rag rag_indexing rag_inference retrieval agent agent_inference serve")
+PLANNED = _keys("rag rag_indexing rag_inference retrieval agent agent_inference serve")
 """Named by the task language, not there yet."""
 
 

@@ -1,7 +1,11 @@
-"""A hub on the loopback interface: the API paths that huggingface_hub and s3fs use, plain files, ranges, faults."""
+"""A hub on the loopback interface: the API paths that huggingface_hub and s3fs use, plain files, ranges, faults.
+
+What is written needs the token `right`.
+"""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import re
@@ -17,6 +21,8 @@ LARGE = 4096
 """Files of at least so many bytes are large files: their ETag is the SHA-256 of their content."""
 
 _API = re.compile(r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree)/([^/]+))?$")
+_UPLOAD = re.compile(r"/api/models/([^/]+/[^/]+)/(preupload|commit)/main$")
+_BATCH = re.compile(r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch$")
 _RESOLVE = re.compile(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)$")
 
 
@@ -52,6 +58,8 @@ class Hub:
     without_ranges: bool = False
     spoil: dict[str, list[int]] = field(default_factory=dict)
     """Path ending → one item for each of the next downloads of it that gets wrong bytes."""
+    large: dict[str, bytes] = field(default_factory=dict)
+    """Uploaded large files by their SHA-256, committed or not."""
 
     def add(self, kind: str, name: str, files: dict[str, bytes]) -> str:
         """Publish a commit on main and return it."""
@@ -101,6 +109,82 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self.command)
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlsplit(self.path).path)
+        self.asked = Asked(self.command, path, self.headers.get("Authorization"))
+        self.the_hub.asked.append(self.asked)
+        status = self._fault(path) or (0 if path.startswith("/large/") else self._denied())
+        if status:
+            self._send(status, b"{}", {"X-Error-Message": "no"} if status < 500 else {})
+            return
+        upload, batch = _UPLOAD.fullmatch(path), _BATCH.fullmatch(path)
+        if path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif path == "/api/validate-yaml":
+            self._validate_card(json.loads(body)["content"])
+        elif path.startswith("/large/"):
+            self.the_hub.large[path.removeprefix("/large/")] = body
+            self._send(200, b"", {})
+        elif upload and upload[2] == "preupload":
+            self._preupload(upload[1], json.loads(body)["files"])
+        elif upload:
+            self._commit(upload[1], [json.loads(line) for line in body.splitlines()])
+        elif batch:
+            self._batch(json.loads(body)["objects"])
+        else:
+            self._send(404, b"{}", {})
+
+    do_PUT = do_POST
+
+    def _denied(self) -> int:
+        return 0 if self.headers.get("Authorization") == "Bearer right" else 401
+
+    def _create(self, asked: dict) -> None:
+        name = f"{asked['organization'] or 'me'}/{asked['name']}"
+        there = ("models", name) in self.the_hub.repositories
+        if not there:
+            self.the_hub.add("models", name, {})
+            if asked.get("visibility") == "private":
+                self.the_hub.private.add(name)
+        self._json(409 if there else 200, {"url": f"{self.the_hub.address}/{name}"})
+
+    def _validate_card(self, content: str) -> None:
+        path = re.search(r"^base_model: */", content, re.MULTILINE)
+        errors = [{"message": "base_model is no model id"}] if path else []
+        self._json(400 if errors else 200, {"errors": errors, "warnings": []})
+
+    def _preupload(self, name: str, files: list[dict]) -> None:
+        """Large files are told apart by size; one that is there as it is comes with its id."""
+        have = self.the_hub.facts["models", name]
+        answer = []
+        for file in files:
+            there = have.get(file["path"], {})
+            mode = "lfs" if file["size"] >= LARGE else "regular"
+            oid = there["lfs"]["oid"] if "lfs" in there else there.get("oid")
+            answer.append({"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid})
+        self._json(200, {"files": answer})
+
+    def _batch(self, objects: list[dict]) -> None:
+        for entry in objects:
+            if entry["oid"] not in self.the_hub.large:
+                entry["actions"] = {"upload": {"href": f"{self.the_hub.address}/large/{entry['oid']}"}}
+        self._json(200, {"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, lines: list[dict]) -> None:
+        files = dict(self.the_hub.repositories["models", name])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.the_hub.large[value["oid"]]
+        commit = self.the_hub.add("models", name, files)
+        self._json(200, {"commitUrl": f"{self.the_hub.address}/{name}/commit/{commit}", "commitOid": commit})
+
+    def _json(self, status: int, value: object) -> None:
+        self._send(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -220,7 +304,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = 0
         is_file = "ETag" in headers
         try:
-            while self.command == "GET" and sent < len(body) and (limit is None or sent < limit):
+            while self.command != "HEAD" and sent < len(body) and (limit is None or sent < limit):
                 block = body[sent : min(sent + 65536, limit or len(body))]
                 sent += len(block)
                 self.asked.sent = sent if is_file else 0

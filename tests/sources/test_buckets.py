@@ -8,6 +8,7 @@ from typing import IO
 
 import fsspec
 import pytest
+from fsspec.registry import _registry
 
 from mloc_dagster.sources import Cache, PullError, peek_dataset, pull_dataset, pull_model
 from mloc_dagster.spec.data import Data, RowSource
@@ -51,6 +52,7 @@ def test_a_file_in_a_bucket_is_continued(cache: Cache, monkeypatch: pytest.Monke
 
 
 def test_a_bucket_without_its_package_names_the_package(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_registry, "s3", raising=False)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(PullError, match=r"s3://bucket/tiny needs a package .*; pip install 'mloc-dagster\[s3\]'"):
         pull_model(ModelSource(type="s3", identifier="s3://bucket/tiny"), cache=cache)

@@ -53,24 +53,6 @@ def test_of_planned_files_only_the_type_is_refused(file: Path) -> None:
 
 
 PLANNED_VALUES = {
-    "ppo": {
-        "reward_model.identifier": "cardiffnlp/twitter-roberta-base-sentiment-latest",
-        "reward_model.type": "sentiment",
-        "training.learning_rate": 1.41e-5,
-        "training.per_device_train_batch_size": 4,
-        "training.max_steps": 50,
-        "training.ppo_epochs": 4,
-        "generation.max_new_tokens": 256,
-        "model.config.fp16": True,
-        "resources.hardware.memory": 64 << 30,
-        "data.prompts.0": "Write a helpful response: How can I improve my productivity?",
-    },
-    "ppo_short": {
-        "reward_model.identifier": "OpenAssistant/reward-model-deberta-v3-large-v2",
-        "training.ppo_epochs": 4,
-        "training.target_kl": 0.1,
-        "generation.top_p": 0.9,
-    },
     "rag_short": {
         "rag.embedding.model": "sentence-transformers/all-MiniLM-L6-v2",
         "rag.vector_store.type": "chromadb",
@@ -104,7 +86,6 @@ PLANNED_VALUES = {
         "rag.search.top_k": 4,
         "rag.search.similarity_threshold": 0.5,
     },
-    "dpo": {"training.beta": 0.1, "training.loss_type": ["sigmoid"], "lora.r": 8, "data.preferences.0.rejected": "c"},
     "serve": {"serve.port": 8000, "inference.max_tokens": 5},
 }
 
@@ -117,6 +98,7 @@ def test_planned_files_are_typed_all_the_same(name: str) -> None:
 
 
 GOOD_VALUES = {
+    "dpo": {"training.beta": 0.1, "training.loss_type": ["sigmoid"], "lora.r": 8, "data.preferences.0.rejected": "c"},
     "inference_all": {
         "resources.hardware.cpu": 0.5,
         "resources.hardware.memory": 3 << 29,
@@ -168,6 +150,26 @@ GOOD_VALUES = {
         "data.type": "list",
         "data.items": ["one", "two"],
         "resources.hardware.gpu.count": 1,
+    },
+    "ppo": {
+        "reward_model.identifier": "cardiffnlp/twitter-roberta-base-sentiment-latest",
+        "reward_model.type": "sentiment",
+        "training.learning_rate": 1.41e-5,
+        "training.per_device_train_batch_size": 4,
+        "training.max_steps": 50,
+        "training.ppo_epochs": 4,
+        "generation.max_new_tokens": 256,
+        "model.config.fp16": True,
+        "resources.hardware.memory": 64 << 30,
+        "data.prompts.0": "Write a helpful response: How can I improve my productivity?",
+    },
+    "ppo_short": {
+        "reward_model.identifier": "OpenAssistant/reward-model-deberta-v3-large-v2",
+        "training.ppo_epochs": 4,
+        "training.target_kl": 0.1,
+        "generation.top_p": 0.9,
+        "training.gamma": 0.99,
+        "data.dataset_name": "org/prompts",
     },
     "training_all": {
         "training.max_steps": 50,
@@ -243,7 +245,7 @@ def test_values_that_are_references_wait_for_their_type() -> None:
         "training.per_device_train_batch_size",
         "data.preferences",
     }
-    assert set(task.stage("c").deferred) == {"evaluation.candidates", "evaluation.metrics", "evaluation"}
+    assert set(task.stage("c").deferred) == {"evaluation.candidates", "evaluation.metrics"}
     assert task.stage("b").raw["lora"] == "${a.result.echo.lora}"
     assert task.stage("b").spec.lora is None
 

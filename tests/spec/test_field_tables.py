@@ -20,6 +20,14 @@ def test_trl() -> None:
     assert json.loads((TABLES / "trl.json").read_text("utf-8")) == trl_fields()
 
 
+@pytest.mark.skipif(not find_spec("trl"), reason="TRL is not installed")
+def test_ppo() -> None:
+    from executors.training.fields import ppo_fields
+
+    assert json.loads((TABLES / "ppo.json").read_text("utf-8")) == ppo_fields()
+    assert field_tables.trl("PPOConfig") == set(ppo_fields()["fields"])  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.vllm
 @pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed")
 def test_vllm() -> None:

@@ -10,6 +10,7 @@ from mloc_dagster.plan.compiler import dataset_key
 from mloc_dagster.plan.steps import Plan
 from mloc_dagster.sources import Cache, Progress, Pulled, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.model import RewardModel
 from mloc_dagster.spec.references import BadReference, has_reference, resolve
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.taskfile import Stage
@@ -30,6 +31,7 @@ class Inputs:
 
     upstream: dict[str, Path]
     model: Pulled | None = None
+    reward_model: Pulled | None = None
     data: Pulled | None = None
     digests: dict[str, str] = field(default_factory=dict)
 
@@ -46,16 +48,20 @@ def gather(plan: Plan, stage: Stage, home: Home, task_id: str, progress: Progres
     digests = {f"stage:{name}": _digest(read_envelope(path)) for name, path in upstream.items()}
     spec = _resolved_sources(stage, upstream)
     cache = Cache(home.cache)
-    model = data = None
+    model = reward_model = data = None
     if spec.model.source is not None:
         model = pull_model(spec.model.source, cache=cache, mirror=mirror_of(spec), progress=progress)
         digests["model"] = model.digest
+    reward_source = spec.reward_model.source() if spec.reward_model else None
+    if reward_source is not None:
+        reward_model = pull_model(reward_source, cache=cache, mirror=mirror_of(spec), progress=progress)
+        digests["reward_model"] = reward_model.digest
     if dataset_key(spec.data) is not None:
         data = pull_dataset(spec.data, cache=cache, mirror=mirror_of(spec), progress=progress)
         digests["data"] = data.digest
     for name, path in local_files(stage.raw):
         digests[name] = Digests(home).of(path) if path.exists() else "absent"
-    return Inputs(upstream, model, data, digests)
+    return Inputs(upstream, model, reward_model, data, digests)
 
 
 def _upstream(plan: Plan, stage: str, home: Home, task_id: str) -> Path:
@@ -80,10 +86,10 @@ def _digest(envelope: Envelope) -> str:
 
 
 def _resolved_sources(stage: Stage, upstream: dict[str, Path]) -> StageSpec:
-    """The stage with references in its model and data sources resolved, so that they can be pulled."""
-    source = (stage.raw.get("model") or {}).get("source")
+    """The stage with references in its model, reward model and data resolved, so that they can be pulled."""
+    source, reward = (stage.raw.get("model") or {}).get("source"), stage.raw.get("reward_model")
     url = {key: value for key, value in (stage.raw.get("data") or {}).items() if key in {"url", "dataset_name"}}
-    if not any(has_reference(value) for value in [*(source or {}).values(), *url.values()]):
+    if not any(has_reference(value) for value in [*(source or {}).values(), *(reward or {}).values(), *url.values()]):
         return stage.spec
 
     def envelope(name: str) -> dict[str, Json]:
@@ -92,13 +98,15 @@ def _resolved_sources(stage: Stage, upstream: dict[str, Path]) -> StageSpec:
         return read_envelope(upstream[name]).model_dump(mode="json")
 
     try:
-        values = resolve({"source": source, "data": url}, envelope, os.environ)
+        values = resolve({"source": source, "reward": reward, "data": url}, envelope, os.environ)
     except BadReference as error:
         raise InputError(str(error)) from None
     spec = stage.spec
     if values["source"]:
         model = spec.model.model_validate({**spec.model.model_dump(), "source": values["source"]})
         spec = spec.model_copy(update={"model": model})
+    if values["reward"]:
+        spec = spec.model_copy(update={"reward_model": RewardModel.model_validate(values["reward"])})
     if values["data"]:
         spec = spec.model_copy(update={"data": spec.data.model_copy(update=values["data"])})
     return spec
@@ -116,6 +124,9 @@ def local_files(raw: dict[str, Json]) -> list[tuple[str, Path]]:
         path = adapter.get("path") if isinstance(adapter, dict) else None
         if isinstance(path, str) and not has_reference(path) and "://" not in path:
             found.append((f"model.adapters.{index}.path", Path(path)))
+    reward = (raw.get("reward_model") or {}).get("identifier")
+    if isinstance(reward, str) and reward.startswith(("/", ".", "~")):
+        found.append(("reward_model.identifier", Path(reward).expanduser()))
     return found
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.local.inputs import local_files, mirror_of
+from mloc_dagster.plan.compiler import pulls
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.estimate import gpu_hours
 from mloc_dagster.plan.memory import fit, shape_of
@@ -65,8 +66,8 @@ def _step(plan: Plan, step: Step, home: Home, digests: dict[str, str | None], fr
 def _peek(step: Step, home: Home) -> Pulled | None:
     assert step.stage is not None
     spec, cache = step.stage.spec, Cache(home.cache)
-    if step.kind == "model" and spec.model.source:
-        return peek_model(spec.model.source, cache=cache, mirror=mirror_of(spec))
+    if step.model is not None:
+        return peek_model(step.model, cache=cache, mirror=mirror_of(spec))
     return peek_dataset(spec.data, cache=cache, mirror=mirror_of(spec))
 
 
@@ -78,7 +79,7 @@ def _stage(
     digest = _digest(plan, step, stage, home, digests, placed.on_cpu)
     digests[step.key] = digest
     entry = ReuseIndex(home).lookup(digest) if digest and not fresh else None
-    shape = shape_of(_model_folder(plan, step, home), spec.model.source.identifier) if spec.model.source else None
+    shape = shape_of(_model_folder(stage, home), spec.model.source.identifier) if spec.model.source else None
     estimate = fit(spec, shape, len(placed.devices), kind.trains) if shape else None
     room = _room(stage, placed)
     fits = estimate is None or room is None or estimate.total * (1 - estimate.band) <= room
@@ -110,22 +111,21 @@ def _digest(
         if known_digest is None:
             return None
         given[f"stage:{name}"] = known_digest
-    if plan.task.requires or (stage.deferred and any(d.startswith(("model.source", "data")) for d in stage.deferred)):
+    later = ("model.source", "reward_model", "data")
+    if plan.task.requires or any(dotted.startswith(later) for dotted in stage.deferred):
         return None
-    for key in step.depends_on:
-        kind = plan.by_key[key].kind
-        if kind in ("model", "dataset"):
-            pulled = digests.get(key)
-            if pulled is None:
-                return None
-            given["model" if kind == "model" else "data"] = pulled
+    for name, pull in pulls(stage).items():
+        pulled = digests.get(pull.key)
+        if pulled is None:
+            return None
+        given[name] = pulled
     for name, path in local_files(stage.raw):
         given[name] = Digests(home).of(path) if path.exists() else "absent"
     return stage_digest(stage, given, on_cpu)
 
 
-def _model_folder(plan: Plan, step: Step, home: Home) -> Path | None:
-    pull = next((plan.by_key[key] for key in step.depends_on if plan.by_key[key].kind == "model"), None)
+def _model_folder(stage: Stage, home: Home) -> Path | None:
+    pull = pulls(stage).get("model")
     pulled = _peek(pull, home) if pull else None
     return pulled.path if pulled else None
 

@@ -14,24 +14,28 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import IO
 
 from mloc_dagster.files import archives, atomic
 from mloc_dagster.placement import inventory
-from mloc_dagster.placement.local import inputs, process
+from mloc_dagster.placement.local import gate, inputs, process
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.sources import Cache, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
+from mloc_dagster.store.evaluations import verdict_of
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.manifest import write_manifest
 from mloc_dagster.store.results import Envelope, note_task, read_envelope, write_envelope
 from mloc_dagster.store.reuse import Entry, ReuseIndex
 
 Report = Callable[[dict[str, Json]], None]
+Judge = Callable[[Envelope], Envelope]
+"""Adds the verdict of the stage's gate to a result."""
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """How a result writes numbers that JSON has no form for."""
 _ARCHIVED = ("final_model", "final_lora")
@@ -92,8 +96,8 @@ def run_step(plan: Plan, step: Step, run: RunInfo, report: Report) -> StepOutcom
         if step.kind == "publish":
             return _publish(plan, step.stage, run)
         return _stage(plan, step.stage, run, report)
-    except (PullError, inputs.InputError) as error:
-        raise StepFailed(str(error), user_fault=isinstance(error, inputs.InputError)) from None
+    except (PullError, inputs.InputError, gate.Refused) as error:
+        raise StepFailed(str(error), user_fault=not isinstance(error, PullError)) from None
 
 
 def _logged(report: Report, run: RunInfo, step: Step) -> Report:
@@ -114,9 +118,8 @@ def _pull(step: Step, stage: Stage, run: RunInfo, report: Report) -> StepOutcome
         report({"done": done, "total": total, "unit": "bytes", "metrics": {}})
 
     cache, mirror = Cache(run.home.cache), inputs.mirror_of(stage.spec)
-    if step.kind == "model":
-        assert stage.spec.model.source is not None
-        pulled = pull_model(stage.spec.model.source, cache=cache, mirror=mirror, progress=progress)
+    if step.model is not None:
+        pulled = pull_model(step.model, cache=cache, mirror=mirror, progress=progress)
     else:
         pulled = pull_dataset(stage.spec.data, cache=cache, mirror=mirror, progress=progress)
     metadata: dict[str, Json] = {
@@ -138,18 +141,23 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
     digest = stage_digest(stage, given.digests, placed.on_cpu)
     final = run.home.run_folder(run.task_id, stage.name)
     index = ReuseIndex(run.home)
+    judge = partial(gate.judged, plan, stage, given.upstream, run.home)
     with _exclusive(run.home.work / f"{digest}.lock", run.cancelled):
         done = _finished(final, digest)
         if done and (not run.fresh or done.metadata.get("run_id") == run.run_id):
-            return _outcome(stage, final, done, None)
+            judged = judge(done, again=False)
+            if judged != done:
+                write_envelope(final, judged)
+            gate.record(run.home, judged)
+            return _outcome(stage, final, judged, None)
         note_task(run.home, plan.task.name, run.task_id)
         entry = None if run.fresh else index.lookup(digest)
         if entry is not None:
-            return _reuse(stage, run, entry, digest, final)
+            return _reuse(stage, run, entry, digest, final, judge)
         work = run.home.work / digest
         job = _write_job(plan, stage, run, given, placed, work)
         _execute(stage, job, work, run, report)
-        envelope = _finish(stage, run, work, final, digest, placed, given)
+        envelope = _finish(stage, run, work, final, digest, placed, given, judge)
         entry = Entry(
             task_id=run.task_id,
             stage=stage.name,
@@ -158,6 +166,7 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
             finished_at=envelope.received_at,
         )
         index.record(digest, entry)
+        gate.record(run.home, envelope)
         return _outcome(stage, final, envelope, None)
 
 
@@ -173,6 +182,7 @@ def _write_job(
         "upstream": {name: str(path) for name, path in given.upstream.items()},
         "model_path": str(given.model.path) if given.model else None,
         "model_digest": given.model.digest if given.model else None,
+        "reward_model_path": str(given.reward_model.path) if given.reward_model else None,
         "data_path": str(given.data.path) if given.data else None,
         "results": str(run.home.results),
         "devices": list(placed.devices),
@@ -233,9 +243,10 @@ def _failure(stage: Stage, code: int, work: Path) -> StepFailed:
 
 
 def _finish(
-    stage: Stage, run: RunInfo, work: Path, final: Path, digest: str, placed: inventory.Placement, given: inputs.Inputs
-) -> Envelope:
-    """Turn a work folder into a run folder: archives, envelope, manifest, then one rename."""
+    stage: Stage, run: RunInfo, work: Path, final: Path, digest: str, placed: inventory.Placement, given: inputs.Inputs,
+    judge: Judge,
+) -> Envelope:  # fmt: skip
+    """Turn a work folder into a run folder: archives, envelope with verdict, manifest, then one rename."""
     result = json.loads((work / "result.json").read_text("utf-8"))
     payload = _moved(result["payload"], str(work), str(final))
     for name in _ARCHIVED:
@@ -264,6 +275,7 @@ def _finish(
         received_at=datetime.now(UTC).isoformat(),
         result=payload,
     )
+    envelope = judge(envelope)
     for leftover in ("result.json", "error.json", "job.json", ".cache"):
         path = work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -292,7 +304,7 @@ def _publish_folder(work: Path, final: Path) -> None:
         work.rename(final)
 
 
-def _reuse(stage: Stage, run: RunInfo, entry: Entry, digest: str, final: Path) -> StepOutcome:
+def _reuse(stage: Stage, run: RunInfo, entry: Entry, digest: str, final: Path, judge: Judge) -> StepOutcome:
     """Write the envelope of an earlier result into this task's folder; its artifacts stay where they are."""
     source = read_envelope(entry.folder / "responses.json")
     origin = f"{entry.task_id}/{entry.stage}"
@@ -304,8 +316,10 @@ def _reuse(stage: Stage, run: RunInfo, entry: Entry, digest: str, final: Path) -
             "metadata": {**source.metadata, "reused_from": origin, "run_id": run.run_id, "digest": digest},
         }
     )
+    envelope = judge(envelope)
     write_envelope(final, envelope)
     write_manifest(final, envelope.task_id, [])
+    gate.record(run.home, envelope)
     return _outcome(stage, entry.folder, envelope, origin)
 
 
@@ -334,15 +348,30 @@ def _outcome(stage: Stage, folder: Path, envelope: Envelope, reused_from: str | 
     if isinstance(result.get("items"), list):
         metadata["rows"] = len(result["items"])
         metadata["sample"] = [_sample(item) for item in result["items"][:5] if isinstance(item, dict)]
+    if isinstance(result.get("rows"), list):
+        metadata["rows"] = result.get("rows_total", len(result["rows"]))
+        metadata["sample"] = [_clipped(row) for row in result["rows"][:5] if isinstance(row, dict)]
     if reused_from:
         metadata["reused_from"] = reused_from
     history = tuple(entry for entry in result.get("log_history") or () if isinstance(entry, dict))
     checks = [_artifacts_check(folder), *(_training_checks(result, history) if kind.trains else ())]
+    checks.extend(_gate_checks(envelope))
     return StepOutcome(metadata, str(envelope.metadata["digest"]), tuple(checks), reused_from, history, folder)
 
 
 def _sample(item: dict[str, Json]) -> dict[str, Json]:
     return {key: str(item.get(key))[:200] for key in ("index", "prompt", "output") if key in item}
+
+
+def _clipped(row: dict[str, Json]) -> dict[str, Json]:
+    return {key: str(value)[:200] for key, value in row.items()}
+
+
+def _gate_checks(envelope: Envelope) -> Iterator[Check]:
+    verdict = verdict_of(envelope)
+    if verdict is not None:
+        seen = verdict.model_dump(exclude={"gate", "passed", "rule", "result"}, mode="json")
+        yield Check("gate", verdict.passed, {key: value for key, value in seen.items() if value is not None})
 
 
 def _artifacts_check(folder: Path) -> Check:
@@ -364,18 +393,15 @@ def _training_checks(result: dict[str, Json], history: tuple[dict[str, Json], ..
 
 
 def _publish(plan: Plan, stage: Stage, run: RunInfo) -> StepOutcome:
-    from mloc_dagster.delivery import DeliveryError, deliver
+    from mloc_dagster.delivery import DeliveryError
+    from mloc_dagster.placement.local.publish import publish
 
-    folder = run.home.run_folder(run.task_id, stage.name)
-    if not (folder / "responses.json").is_file():
-        raise inputs.InputError(f"stage {stage.name} has no result to publish; run it first")
-    destination = stage.spec.output.destination
-    assert destination is not None
     try:
-        metadata = deliver(folder, destination, run.home, plan.task.name)
-    except DeliveryError as error:
-        raise StepFailed(str(error), user_fault=False) from None
-    return StepOutcome(metadata, str(read_envelope(folder / "responses.json").metadata.get("digest")), folder=folder)
+        metadata, envelope = publish(plan, stage, run.home, run.task_id, run.run_id)
+    except DeliveryError as error:  # a delivery makes its own further tries
+        raise StepFailed(str(error), user_fault=True) from None
+    folder = run.home.run_folder(run.task_id, stage.name)
+    return StepOutcome(metadata, str(envelope.metadata.get("digest")), folder=folder)
 
 
 @contextmanager

@@ -104,7 +104,6 @@ def test_no_model_is_saved_when_not_wanted(job: MakeJob) -> None:
         ({"training": {"lr_scheduler_type": "zigzag"}}, "spec.training is refused by SFTConfig"),
         ({"training": {"resume_from_path": "/nope"}}, "resume_from_path '/nope' holds no checkpoint"),
         ({"checkpoint": {"load": {"path": "/nope"}}}, "checkpoint.load cannot be used"),
-        ({"model": {"adapter": {"type": "adalora"}}}, "adalora is not supported"),
         ({"data": {"prompts": [{"messages": [{"role": "user", "content": "a"}]}]}}, "no chat template"),
     ],
 )

@@ -1,0 +1,1 @@
+"""One training in several processes: who starts them, and what they must agree on."""
