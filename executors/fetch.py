@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import urllib.request
 from collections.abc import Mapping
@@ -30,10 +31,10 @@ def locate(wanted: Wanted, *, results: Path | None, downloads: Path) -> Path:
     """Return a local file or folder; raises ExecutorError naming what was tried and why it failed."""
     tried: list[str] = []
     if wanted.path is not None:
-        path = Path(wanted.path.removeprefix("file://")).expanduser()
-        if path.exists():
-            return path
-        tried.append(f"path {wanted.path!r} is not there")
+        try:
+            return _get(wanted, wanted.path, downloads)
+        except (OSError, ValueError) as error:
+            tried.append(f"path {wanted.path!r} {error}")
     if wanted.task_id is not None:
         found = _in_task(wanted.task_id, wanted.wanted_in_task, results)
         if found:
@@ -41,9 +42,9 @@ def locate(wanted: Wanted, *, results: Path | None, downloads: Path) -> Path:
         tried.append(f"taskId {wanted.task_id!r} has no {' or '.join(wanted.wanted_in_task)} among the results here")
     if wanted.url is not None:
         try:
-            return _download(wanted, wanted.url, downloads)
+            return _get(wanted, wanted.url, downloads)
         except (OSError, ValueError) as error:
-            tried.append(f"url {wanted.url!r}: {error}")
+            tried.append(f"url {wanted.url!r} {error}")
     if not tried:
         raise ExecutorError(f"{wanted.key} names neither path, taskId nor url.", "Give one of them.")
     raise ExecutorError(f"{wanted.key} cannot be used: {'; '.join(tried)}.", "Mend one of path, taskId, url.")
@@ -58,7 +59,7 @@ def unpack(source: Path, into: Path, *, archive_format: str = "auto", marks: tup
         return _folder_with(source, marks)
     if archive_format == "none":
         raise ExecutorError(f"{source} is no folder, and archive_format is none.", "Write archive_format: auto.")
-    folder = into / f"{source.name}.unpacked"
+    folder = into / f"{source.name}-{_key(str(source))}.unpacked"
     if not folder.exists():
         try:
             with new_folder(folder) as partial:
@@ -79,15 +80,24 @@ def _in_task(task_id: str, names: tuple[str, ...], results: Path | None) -> Path
     return None
 
 
-def _download(wanted: Wanted, url: str, downloads: Path) -> Path:
-    if not url.startswith(("http://", "https://")):
-        path = Path(url.removeprefix("file://"))
+def _get(wanted: Wanted, address: str, downloads: Path) -> Path:
+    """A file or folder on this machine; what lies elsewhere is copied below `downloads`. Raises OSError, ValueError."""
+    scheme, separator, _ = address.partition("://")
+    if not separator or scheme == "file":
+        path = Path(address.removeprefix("file://")).expanduser()
         if not path.exists():
             raise ValueError("is not there")
         return path
-    name = url.split("?")[0].rstrip("/").rpartition("/")[2] or "download"
-    downloads.mkdir(parents=True, exist_ok=True)
-    partial, target = downloads / f".{name}.partial", downloads / name
+    name = address.split("?")[0].rstrip("/").rpartition("/")[2] or "download"
+    folder = downloads / _key(address)
+    folder.mkdir(parents=True, exist_ok=True)
+    if scheme in ("http", "https"):
+        return _download(wanted, address, folder / name)
+    return _copy(address, folder / name)
+
+
+def _download(wanted: Wanted, url: str, target: Path) -> Path:
+    partial = target.with_name(f".{target.name}.partial")
     request = urllib.request.Request(url, headers=dict(wanted.headers or {}))
     with urllib.request.urlopen(request, timeout=wanted.timeout) as answer, partial.open("wb") as file:
         shutil.copyfileobj(answer, file, 1 << 20)
@@ -96,6 +106,36 @@ def _download(wanted: Wanted, url: str, downloads: Path) -> Path:
         raise ValueError(f"broke off after {partial.stat().st_size} of {expected} bytes")
     partial.replace(target)
     return target
+
+
+def _copy(address: str, target: Path) -> Path:
+    """Copy a file or folder from a bucket (`s3://`, `gs://`, ...) with fsspec."""
+    import fsspec
+
+    scheme = address.partition("://")[0]
+    try:
+        files, root = fsspec.url_to_fs(address)
+    except ImportError:
+        package = "'mloc-dagster[s3]'" if scheme == "s3" else f"'fsspec[{scheme}]'"
+        raise ValueError(f"needs a package that is not installed; run: pip install {package}") from None
+    try:
+        found = files.find(root)
+        with new_folder(target.with_name("copied")) as partial:
+            for name in found:
+                inner = name[len(root.rstrip("/")) :].strip("/") or target.name
+                (partial / inner).parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(name, str(partial / inner))
+    except Exception as error:  # each file system raises its own kinds
+        raise ValueError(f"cannot be read: {type(error).__name__}: {str(error)[:150]}") from None
+    if not found:
+        raise ValueError("is not there")
+    copied = target.with_name("copied")
+    return copied / target.name if found == [root] else copied
+
+
+def _key(text: str) -> str:
+    """A short name for an address; two of them may end alike."""
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _folder_with(folder: Path, marks: tuple[str, ...]) -> Path:

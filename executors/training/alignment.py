@@ -20,6 +20,7 @@ _TRAINING = (
     "warmup_steps", "weight_decay", "logging_steps", "save_steps", "save_strategy", "save_total_limit", "save_model",
     "fp16", "bf16", "gradient_checkpointing", "seed", "max_grad_norm", "resume_from_path", "deepspeed", "fsdp",
     "fsdp_config", "ddp_find_unused_parameters", "log_with", "tracker_project_name",
+    "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed", "auto_deepspeed_stage",
 )  # fmt: skip
 _ALL = frozenset({
     "model.source.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*", "enforce_cpu",

@@ -55,6 +55,7 @@ def training_result(
     metrics: dict[str, float] = {"steps": float(trainer.state.global_step), "epoch": float(trainer.state.epoch or 0)}
     metrics |= {"train_loss": loss} if loss is not None else {}
     metrics |= {"final_loss": last} if last is not None else {}
+    metrics |= _throughput(history)
     source = ctx.spec.model.source
     payload: dict[str, Json] = {
         "ok": True,
@@ -83,3 +84,10 @@ def training_result(
         "warnings": warnings,
     }
     return Result(payload=payload, metrics=metrics | {"training_time_seconds": seconds}, metadata=metadata)
+
+
+def _throughput(history: list[dict[str, Json]]) -> dict[str, float]:
+    """Tokens a second that this attempt learned from, by what TRL counted; nothing where it did not count."""
+    tokens = max((line["num_tokens"] for line in history if "num_tokens" in line), default=0)
+    seconds = next((line["train_runtime"] for line in reversed(history) if "train_runtime" in line), 0)
+    return {"tokens_per_second": tokens / seconds} if tokens and seconds else {}

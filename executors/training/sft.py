@@ -15,10 +15,11 @@ _TRAINING = (
     "warmup_steps", "weight_decay", "logging_steps", "save_steps", "save_strategy", "save_total_limit", "save_model",
     "max_seq_length", "packing", "fp16", "bf16", "gradient_checkpointing", "seed", "max_grad_norm", "resume_from_path",
     "deepspeed", "fsdp", "fsdp_config", "ddp_find_unused_parameters", "log_with", "tracker_project_name",
+    "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed", "auto_deepspeed_stage",
 )  # fmt: skip
 TRAINING_OF_OTHERS = frozenset({
     "output_dir", "beta", "target_kl", "kl_coef", "ppo_epochs", "mini_batch_size", "num_mini_batches", "early_stopping",
-    })  # fmt: skip
+})  # fmt: skip
 """Typed keys of `spec.training` that supervised training does not read. Any further key goes to TRL's SFTConfig."""
 _USES = frozenset({
     "model.source.*", "model.adapter.*", "model.transformers.dtype", "model.transformers.trust_remote_code",

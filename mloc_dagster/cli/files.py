@@ -119,10 +119,13 @@ def init(
             f"did you mean {guess}?" if guess else f"there are {listing(sorted(found))}",
         )
     target = out or Path(f"{task_type}.yaml")
-    if target.exists() and not force:
+    if target.exists() and not force and not target.is_dir():
         fail(f"{target} is there already", "name another file with --out, or overwrite it with --force")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(starter(task_type), "utf-8")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(starter(task_type), "utf-8")
+    except OSError as error:
+        fail(f"{target} cannot be written: {error.strerror}", "name another file with --out")
     console.print(
         f"wrote {target}; next: mloc validate {target}, then mloc run {target}", highlight=False, soft_wrap=True
     )

@@ -136,7 +136,7 @@ def cancel(task: RunId) -> None:
     instance, _ = _open()
     found = _find(instance, task)
     if found.is_finished:
-        fail(f"{found.run_id[:8]} is {found.status.value} already", "there is nothing to cancel", code=1)
+        fail(f"{found.run_id[:8]} is {found.status.value} already", "there is nothing to cancel")
     if not instance.run_coordinator.cancel_run(found.run_id):
         fail(f"{found.run_id[:8]} could not be cancelled", f"see: mloc show {found.run_id[:8]}", code=1)
     deadline = time.monotonic() + 60
@@ -165,12 +165,10 @@ def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[Dagst
 
 
 def _open() -> tuple[DagsterInstance, Home]:
-    from mloc_dagster.definitions.instance import open_instance
+    from mloc_dagster.cli.home import open_home
     from mloc_dagster.definitions.lost import end_lost
-    from mloc_dagster.store.home import Home
 
-    home = Home.current()
-    instance = open_instance(home)
+    instance, home = open_home()
     end_lost(instance)
     return instance, home
 
@@ -184,7 +182,7 @@ def _find(instance: DagsterInstance, task: str) -> DagsterRun:
     named = instance.get_runs(RunsFilter(tags={"mloc/task": task}), limit=1)
     if named:
         return named[0]
-    recent = [found for found in instance.get_runs(limit=1000) if found.run_id.startswith(task)]
+    recent = [found for found in instance.get_runs(limit=1000) if task and found.run_id.startswith(task)]
     if len(recent) == 1:
         return recent[0]
     if recent:

@@ -28,9 +28,8 @@ def up(
     on: OnCpu = None,
 ) -> None:
     """Start the web UI and the daemon (sensors, monitoring); Ctrl-C stops both."""
-    from mloc_dagster.definitions.instance import open_instance
+    from mloc_dagster.cli.home import open_home
     from mloc_dagster.files.atomic import write_text
-    from mloc_dagster.store.home import Home
 
     check_on(on)
     if host not in _LOOPBACK:
@@ -40,8 +39,7 @@ def up(
         )
     if _taken(host, port):
         fail(f"port {port} is in use", "name another one with --port")
-    home = Home.current()
-    open_instance(home)
+    _, home = open_home()
     home.inbox.mkdir(parents=True, exist_ok=True)
     local = Path("task_specs")
     if local.is_dir():

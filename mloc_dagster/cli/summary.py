@@ -92,8 +92,7 @@ def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
     assert found is not None
     task_id = found.tags.get("mloc/task_id") or found.root_run_id or run_id
     folder = home.results / task_id
-    paths = sorted(folder.glob("*/responses.json"), key=lambda path: path.stat().st_mtime_ns)
-    stages = tuple(StageSummary(path.parent.name, path.parent, read_envelope(path)) for path in paths)
+    stages, damaged = _stages(folder)
     stats = instance.get_run_step_stats(run_id)
     steps = tuple(
         (
@@ -104,7 +103,21 @@ def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
         for stat in sorted(stats, key=lambda stat: stat.start_time or 0)
     )
     task = found.tags.get("mloc/task") or found.job_name
-    return Summary(run_id, task_id, task, found.status.value, stages, steps, tuple(_errors(instance, run_id)), folder)
+    errors = (*_errors(instance, run_id), *damaged)
+    return Summary(run_id, task_id, task, found.status.value, stages, steps, errors, folder)
+
+
+def _stages(folder: Path) -> tuple[tuple[StageSummary, ...], list[tuple[str, str]]]:
+    """The results in a task's folder, oldest first, and what is wrong with those that cannot be read."""
+    found: list[StageSummary] = []
+    damaged: list[tuple[str, str]] = []
+    for path in sorted(folder.glob("[!.]*/responses.json"), key=lambda path: path.stat().st_mtime_ns):
+        try:
+            found.append(StageSummary(path.parent.name, path.parent, read_envelope(path)))
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            damaged.append((path.parent.name, f"{path} cannot be read: {reason}; run the file again with --fresh"))
+    return tuple(found), damaged
 
 
 def _asset_of(found: object, step_key: str) -> str:

@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 TASK_ID, FRESH, ON = "mloc/task_id", "mloc/fresh", "mloc/on"
 _LOG_SECONDS = 5.0
 _LONGEST_BACKOFF_SECONDS = 120.0
-_CURVES = ("loss", "eval_loss", "reward", "kl", "mean_token_accuracy", "learning_rate")
+_CURVES = (
+    "loss", "eval_loss", "reward", "kl", "rewards/margins", "rewards/accuracies", "margin", "accuracy", "entropy",
+    "mean_token_accuracy", "learning_rate",
+)  # fmt: skip
+"""Log entries of trainers that a person watches: of all of them, of reinforcement, of preferences, of supervision."""
 
 
 def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[MaterializeResult | AssetCheckResult]:

@@ -69,7 +69,7 @@ def fit(spec: StageSpec, shape: Shape, devices: int, trains: bool) -> Fit:
     """Estimate the memory of a stage on each of `devices` devices (0: on the CPU)."""
     shards = max(1, spec.model.vllm.tensor_parallel_size if spec.model.vllm and not trains else 1)
     width = _BYTES.get(_dtype(spec, devices), 2)
-    weights = shape.parameters * width / shards
+    weights = shape.parameters * (_quantised(spec) or width) / shards
     band = 0.2 if shape.known else 0.5
     if trains:
         return _training(spec, shape, weights, width, band)
@@ -117,6 +117,14 @@ def _stored_parameters(folder: Path, config: dict[str, Json]) -> float | None:
     size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     width = _BYTES.get(str(config.get("dtype") or config.get("torch_dtype") or ""))
     return size / width if size and width else None
+
+
+def _quantised(spec: StageSpec) -> float | None:
+    """Bytes of a weight that is loaded with 4 or 8 bits, scales included."""
+    loaded, adapter = spec.model.transformers, spec.model.adapter
+    if (loaded and loaded.load_in_4bit) or (adapter and adapter.type == "qlora" and spec.task_type == "lora_sft"):
+        return 0.5625  # an NF4 weight, and a float32 scale for each block of 64 (Dettmers et al. 2023, QLoRA, §3)
+    return 1.0 if loaded and loaded.load_in_8bit else None
 
 
 def _dtype(spec: StageSpec, devices: int) -> str:

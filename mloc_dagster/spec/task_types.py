@@ -40,7 +40,8 @@ _TRAINING = _keys(
     "num_train_epochs max_steps per_device_train_batch_size gradient_accumulation_steps learning_rate warmup_steps "
     "weight_decay logging_steps save_steps save_strategy save_total_limit save_model max_seq_length packing fp16 bf16 "
     "gradient_checkpointing seed max_grad_norm resume_from_path log_with tracker_project_name deepspeed fsdp "
-    "fsdp_config ddp_find_unused_parameters",
+    "fsdp_config ddp_find_unused_parameters allow_multi_gpu visible_devices primary_gpu nproc_per_node auto_deepspeed "
+    "auto_deepspeed_stage",
     under="training",
 )
 _INFERENCE = _keys("source config adapters vllm transformers", under="model") | _keys(
@@ -67,13 +68,12 @@ _GRPO = (
 )
 _PPO = (
     (_WEIGHTS | _TRAINING | _ROW_DATA | {"generation", "reward_model"})
-    | _keys(
-        "target_kl kl_coef ppo_epochs mini_batch_size num_mini_batches early_stopping nproc_per_node allow_multi_gpu "
-        "visible_devices primary_gpu",
+    | _keys("target_kl kl_coef ppo_epochs mini_batch_size num_mini_batches early_stopping", under="training")
+) - (
+    _keys(
+        "packing deepspeed fsdp fsdp_config ddp_find_unused_parameters auto_deepspeed auto_deepspeed_stage",
         under="training",
     )
-) - (
-    _keys("packing deepspeed fsdp fsdp_config ddp_find_unused_parameters", under="training")
     | _keys("chosen_column separator", under="data")
 )
 _EVALUATION = (

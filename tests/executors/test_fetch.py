@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,3 +87,53 @@ def test_damaged_archive_is_refused_whole(tmp_path: Path) -> None:
     with pytest.raises(ExecutorError, match=r"lora\.tar\.gz cannot be unpacked"):
         unpack(tmp_path / "lora.tar.gz", tmp_path / "into")
     assert not list((tmp_path / "into").glob("*unpacked/*"))
+
+
+def test_addresses_that_end_alike_are_not_mixed_up(tmp_path: Path, server: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "lora").mkdir(parents=True)
+        (tmp_path / name / "lora" / "adapter_config.json").write_text(name)
+        (tmp_path / "www" / name).mkdir()
+        with tarfile.open(tmp_path / "www" / name / "lora.tar.gz", "w:gz") as archive:
+            archive.add(tmp_path / name / "lora", arcname="lora")
+    for name in ("a", "b"):
+        wanted = Wanted("k", ("*",), url=f"{server}/{name}/lora.tar.gz")
+        archive = locate(wanted, results=None, downloads=tmp_path / "d")
+        folder = unpack(archive, tmp_path / "into", marks=("adapter_config.json",))
+        assert (folder / "adapter_config.json").read_text() == name
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an S3 server on the loopback interface, with the bucket `models`."""
+    import boto3
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(key, "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="models")
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()
+    running.stop()
+
+
+def test_checkpoints_in_buckets(tmp_path: Path, bucket: Any) -> None:
+    for name in ("config.json", "nested/notes.txt"):
+        bucket.put_object(Bucket="models", Key=f"runs/7/{name}", Body=b"{}")
+    bucket.put_object(Bucket="models", Key="one.jsonl", Body=b"row")
+    folder = locate(Wanted("k", ("*",), path="s3://models/runs/7"), results=None, downloads=tmp_path)
+    assert (folder / "config.json").read_text() == (folder / "nested" / "notes.txt").read_text() == "{}"
+    file = locate(Wanted("k", ("*",), url="s3://models/one.jsonl"), results=None, downloads=tmp_path)
+    assert (file.name, file.read_text()) == ("one.jsonl", "row")
+    with pytest.raises(ExecutorError, match="'s3://models/none' is not there"):
+        locate(Wanted("k", ("*",), path="s3://models/none"), results=None, downloads=tmp_path)
+    with pytest.raises(ExecutorError, match="'s3://other/x' cannot be read"):
+        locate(Wanted("k", ("*",), url="s3://other/x"), results=None, downloads=tmp_path)

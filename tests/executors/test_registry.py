@@ -10,6 +10,7 @@ import pytest
 from executors.base import Executor
 from executors.registry import BUILT_IN, find, names
 from executors.training.sft import TRAINING_OF_OTHERS, SftExecutor
+from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.training import Training
 from tests.executors.conftest import ENVIRONMENT
 
@@ -36,3 +37,11 @@ def test_every_typed_training_key_is_used_or_left_to_others() -> None:
     used = {key.removeprefix("training.") for key in SftExecutor.uses if key.startswith("training.")}
     assert used | TRAINING_OF_OTHERS == set(Training.model_fields)
     assert not used & TRAINING_OF_OTHERS
+
+
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_validation_and_executors_agree_on_the_training_keys(name: str) -> None:
+    def of_training(keys: frozenset[str]) -> set[str]:
+        return {key for key in keys if key.startswith("training.")}
+
+    assert of_training(find(name).uses) == of_training(known()[name].uses)

@@ -55,8 +55,7 @@ def whitened(values: Tensor, mask: Tensor, total: Total, *, shift: bool = True) 
 def adapted(kl_coef: float, kl: float, target: float, rollouts: int, horizon: float) -> float:
     """The coefficient that pulls the divergence of a batch (nats a rollout) towards `target`.
 
-    `horizon` is the number of rollouts in which it changes by its own size at most a few times. Ziegler et al. 2019,
-    §2.2, where `rollouts / horizon` is the constant K.
+    A batch changes it by at most a fifth of `rollouts / horizon`. Ziegler et al. 2019, §2.2, where that ratio is K.
     """
     error = min(max(kl / target - 1, -_LARGEST_ERROR), _LARGEST_ERROR)
     return kl_coef * (1 + error * rollouts / horizon)

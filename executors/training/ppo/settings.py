@@ -41,7 +41,7 @@ class PPOConfig(TrainingArguments):
     target: float | None = None
     """Divergence from the reference that is aimed at, in nats a rollout; `target_kl` or 6 where it is not given."""
     horizon: float = 10_000.0
-    """Rollouts in which the adaptive coefficient settles."""
+    """Rollouts over which the adaptive coefficient may change by a fifth of itself."""
     target_kl: float | None = None
     """Divergence from the sampling policy, in nats a token, at which a step's updates end."""
     early_stopping: bool | None = None

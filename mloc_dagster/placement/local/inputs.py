@@ -6,11 +6,14 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from mloc_dagster.plan.compiler import dataset_key
 from mloc_dagster.plan.steps import Plan
 from mloc_dagster.sources import Cache, Progress, Pulled, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
-from mloc_dagster.spec.model import RewardModel
+from mloc_dagster.spec.data import Data
+from mloc_dagster.spec.model import ModelSource, RewardModel
 from mloc_dagster.spec.references import BadReference, has_reference, resolve
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.taskfile import Stage
@@ -45,7 +48,7 @@ def gather(plan: Plan, stage: Stage, home: Home, task_id: str, progress: Progres
     """Find or pull all inputs of a stage; raises InputError or PullError."""
     upstream = {name: _upstream(plan, name, home, task_id) for name in sorted(plan.task.ancestors(stage.name))}
     upstream.update({name: _required(name, home) for name in plan.task.requires})
-    digests = {f"stage:{name}": _digest(read_envelope(path)) for name, path in upstream.items()}
+    digests = {f"stage:{name}": _digest(_envelope(name, path)) for name, path in upstream.items()}
     spec = _resolved_sources(stage, upstream)
     cache = Cache(home.cache)
     model = reward_model = data = None
@@ -81,6 +84,14 @@ def _required(name: str, home: Home) -> Path:
     return found / "responses.json"
 
 
+def _envelope(name: str, path: Path) -> Envelope:
+    try:
+        return read_envelope(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the result of {name} in {path} cannot be read: {reason}; run {name} with --fresh") from None
+
+
 def _digest(envelope: Envelope) -> str:
     return str(envelope.metadata.get("digest") or envelope.task_id)
 
@@ -95,24 +106,36 @@ def _resolved_sources(stage: Stage, upstream: dict[str, Path]) -> StageSpec:
     def envelope(name: str) -> dict[str, Json]:
         if name not in upstream:
             raise BadReference(f"there is no result of {name}")
-        return read_envelope(upstream[name]).model_dump(mode="json")
+        return _envelope(name, upstream[name]).model_dump(mode="json")
 
     try:
         values = resolve({"source": source, "reward": reward, "data": url}, envelope, os.environ)
     except BadReference as error:
-        raise InputError(str(error)) from None
-    spec = stage.spec
+        raise InputError(f"stage {stage.name}: {error}") from None
+    try:
+        return _with_sources(stage.spec, values)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise InputError(
+            f"stage {stage.name}: a reference gives no usable {key}: {first['msg']}; see what the stage before it wrote"
+        ) from None
+
+
+def _with_sources(spec: StageSpec, values: dict[str, Json]) -> StageSpec:
     if values["source"]:
-        model = spec.model.model_validate({**spec.model.model_dump(), "source": values["source"]})
+        model = spec.model.model_copy(update={"source": ModelSource.model_validate(values["source"])})
         spec = spec.model_copy(update={"model": model})
     if values["reward"]:
         spec = spec.model_copy(update={"reward_model": RewardModel.model_validate(values["reward"])})
     if values["data"]:
-        spec = spec.model_copy(update={"data": spec.data.model_copy(update=values["data"])})
+        data = Data.model_validate({**spec.data.model_dump(exclude_unset=True), **values["data"]})
+        spec = spec.model_copy(update={"data": data})
     return spec
 
 
 def local_files(raw: dict[str, Json]) -> list[tuple[str, Path]]:
+    """Return the files and folders of this machine that a stage names, each with its dotted key."""
     found = []
     for keys in _FILE_KEYS:
         value: Json = raw

@@ -80,10 +80,11 @@ def _stage(
     digests[step.key] = digest
     entry = ReuseIndex(home).lookup(digest) if digest and not fresh else None
     shape = shape_of(_model_folder(stage, home), spec.model.source.identifier) if spec.model.source else None
-    estimate = fit(spec, shape, len(placed.devices), kind.trains) if shape else None
+    devices = len(placed.devices) or _refused_devices(stage, placed)
+    estimate = fit(spec, shape, devices, kind.trains) if shape else None
     room = _room(stage, placed)
     fits = estimate is None or room is None or estimate.total * (1 - estimate.band) <= room
-    hours = gpu_hours(spec, shape, _rows(stage), kind.trains) if shape else None
+    hours = gpu_hours(spec, shape, _rows(stage), kind.trains) if shape and devices else None
     notes = [note for note in (placed.note, placed.refusal) if note]
     if estimate and not fits and room is not None:
         notes.append(f"needs about {format_bytes(estimate.total)}, the device has {format_bytes(room)}")
@@ -130,6 +131,12 @@ def _model_folder(stage: Stage, home: Home) -> Path | None:
     return pulled.path if pulled else None
 
 
+def _refused_devices(stage: Stage, placed: inventory.Placement) -> int:
+    """How many GPUs a stage asks for that this machine does not have: it is sized for those."""
+    gpu = stage.spec.resources.hardware.gpu
+    return gpu.count if placed.refusal and gpu else 0
+
+
 def _room(stage: Stage, placed: inventory.Placement) -> int | None:
     """Bytes on the device that the stage gets, or that it asks for when there is none here."""
     if placed.devices:
@@ -142,11 +149,19 @@ def _room(stage: Stage, placed: inventory.Placement) -> int | None:
 
 
 def _rows(stage: Stage) -> int | None:
+    """Rows that a stage reads, at most, as far as the task file tells."""
     data = stage.spec.data
-    listed = data.items or data.prompts or stage.spec.inference.prompts
+    listed = data.items or data.prompts or data.preferences or stage.spec.inference.prompts
     if listed is not None:
         return len(listed)
-    if data.max_samples:
-        return data.max_samples
-    stop = parse_slice(data.split).stop if "$" not in data.split else None
-    return int(stop) if stop and not stop.endswith("%") and int(stop) > 0 else None
+    return min((rows for rows in (data.max_samples, _slice_rows(data.split)) if rows), default=None)
+
+
+def _slice_rows(split: str) -> int | None:
+    """Rows between the bounds of a slice: `train[60:100]` has 40; None where that depends on the data set."""
+    rows = parse_slice(split) if "$" not in split else parse_slice("train")
+    if any(bound.endswith("%") for bound in (rows.start, rows.stop) if bound):
+        return None
+    start, stop = int(rows.start or 0), int(rows.stop or 0)
+    told = stop <= 0 if start < 0 else stop > 0
+    return max(0, stop - start) if told else None

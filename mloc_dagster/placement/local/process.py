@@ -100,10 +100,16 @@ class _Tail:
         whole, newline, _ = block.rpartition(b"\n")
         self._offset += len(whole) + len(newline)
         for line in whole.splitlines():
-            try:
-                report(json.loads(line))
-            except ValueError:
-                continue
+            value = _parsed(line)
+            if isinstance(value, dict):
+                report(value)
+
+
+def _parsed(line: bytes) -> Json:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _wait(child: subprocess.Popen[bytes]) -> None:
