@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def open_home() -> tuple[DagsterInstance, Home]:
     """Return the instance and the home that the environment names; ends the command when it cannot be used."""
     import yaml
-    from dagster._core.errors import DagsterError
+    from dagster_shared.error import DagsterError
 
     from mloc_dagster.definitions.instance import open_instance
 
