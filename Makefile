@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 LOCK   := -c constraints.txt
+WORKERS ?= 2
 export OMP_NUM_THREADS ?= 2
 # Threads that wait must not spin: on a shared machine that costs far more than it saves.
 export OMP_WAIT_POLICY ?= PASSIVE
@@ -23,7 +24,7 @@ types: $(VENV)/.test
 	$(BIN)/pyright
 
 unit: $(VENV)/.test
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 15
 
 environment: $(VENV)/.demo
 test-environment: $(VENV)/.test
