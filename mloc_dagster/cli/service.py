@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ import typer
 
 from mloc_dagster.cli.app import OnCpu, app, check_on
 from mloc_dagster.cli.screen import console, error_console, fail
+from mloc_dagster.placement.local.process import end_group
 
 _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 
@@ -91,11 +93,9 @@ def _watch(children: dict[str, subprocess.Popen[bytes]], logs: Path) -> int:
         if child.poll() is None:
             child.send_signal(signal.SIGINT)
     for child in children.values():
-        try:
+        with suppress(subprocess.TimeoutExpired):
             child.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(child.pid, signal.SIGKILL)
-            child.wait()
+        end_group(child)  # also what a child that was killed has left
     return code
 
 

@@ -30,9 +30,8 @@ def make_absolute(raw: dict[str, Json], base: Path) -> None:
         for kind in ("queries", "contexts", "initial_answers"):
             _set(data, ("input_sources", kind, "file_path"), base)
     for section, key in ((data, "dataset_name"), (raw.get("reward_model"), "identifier")):
-        name = section.get(key) if isinstance(section, dict) else None
-        if isinstance(name, str) and name.startswith(("./", "../", "~/")):  # else a name on a hub
-            section[key] = _absolute(name, base)
+        if isinstance(section, dict) and str(section.get(key)).startswith(("./", "../", "~/")):  # else a hub's name
+            section[key] = _absolute(section[key], base)
     model = raw.get("model")
     if isinstance(model, dict):
         source = model.get("source")
