@@ -126,7 +126,7 @@ def _grafted(text: str, data: st.DataObject) -> str:
         holder = reduce(getitem, parents, tree)
         match data.draw(st.sampled_from(["value", "value", "remove", "rename", "double", "wrap"])):
             case "value":
-                holder[last] = data.draw(VALUES)
+                holder[last] = deepcopy(data.draw(VALUES))  # a later change may be one inside of it
             case "remove":
                 del holder[last]
             case "rename" if isinstance(holder, dict):
