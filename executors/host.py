@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
-from executors.atomic import write_text
 from executors.base import Executor, ExecutorError, Interrupted, Result
 from executors.context import TaskContext
 from executors.distributed.launch import launch
@@ -27,6 +26,7 @@ from executors.parent import end_with_parent
 from executors.registry import find, missing_library
 from executors.resolution import check_plugin_section, resolved_context
 from executors.secrets import HidingStream, Secrets
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.base import Json
 
 OK, INTERNAL_FAULT, USER_FAULT, STOPPED = 0, 1, 2, 143

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from executors.atomic import new_folder
 from executors.base import ExecutorError
 from executors.context import TaskContext
 from executors.fetch import Wanted, locate, unpack
 from executors.weights import ADAPTER_FILE
+from mloc_dagster.files.atomic import new_folder
 from mloc_dagster.spec.model import Adapter
 
 

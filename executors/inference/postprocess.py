@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from executors.atomic import write_text
 from executors.base import ExecutorError
 from executors.context import TaskContext
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.inference import ExportField, JsonlExport
 

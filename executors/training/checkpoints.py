@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from executors.atomic import sync_tree, write_text
 from executors.base import ExecutorError
 from executors.context import TaskContext
 from executors.distributed import ranks
+from mloc_dagster.files.atomic import sync_tree, write_text
 from mloc_dagster.spec.training import Training
 
 MARKER = "complete.json"
