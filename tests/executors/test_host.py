@@ -82,7 +82,7 @@ def test_secrets_are_hidden_in_faults_and_exports(job: MakeJob) -> None:
 def test_unknown_task_type_lists_those_that_are_there(job: MakeJob) -> None:
     with pytest.raises(ExecutorError, match="Did you mean 'lora_sft'") as error:
         execute(job("lora_sftt", {}))
-    assert "echo, evaluation, inference" in error.value.hint
+    assert "echo, evaluation, grpo, inference" in error.value.hint
 
 
 def test_internal_fault_has_a_traceback_and_exit_code_one(job: MakeJob, tmp_path: Path) -> None:
