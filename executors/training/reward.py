@@ -29,6 +29,7 @@ def train_reward_model(ctx: TaskContext, lora: Lora | None) -> Result:
     higher.
     """
     setup = prepare(ctx, RewardConfig, lora, learning_rate=_LORA_LEARNING_RATE if lora else None)
+    _end_of_text(setup.tokenizer)
     pairs, warnings = as_pairs(setup.rows, has_chat_template=bool(setup.tokenizer.chat_template))
     set_seed(setup.args.seed)  # the new head is random
     model, more = load_model(ctx, setup.start, lora, setup.gpu, AutoModelForSequenceClassification, num_labels=1)
@@ -48,6 +49,17 @@ def train_reward_model(ctx: TaskContext, lora: Lora | None) -> Result:
     if kept < len(pairs):
         warnings.append(_dropped(len(pairs), kept, setup.args.max_length))
     return fit(ctx, setup, trainer, rows=kept, warnings=[*warnings, *more], logged=("accuracy", "margin"))
+
+
+def _end_of_text(tokenizer: Any) -> None:
+    """TRL marks the end of each text; an encoder's tokenizer has a separator for that."""
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    if tokenizer.eos_token is None:
+        raise ExecutorError(
+            "The model's tokenizer has neither an end token nor a separator, which reward training needs.",
+            "Name another model.",
+        )
 
 
 def _dropped(given: int, kept: int, longest: int) -> str:

