@@ -101,3 +101,24 @@ def wait_for(file: Path, text: str) -> None:
     while not (file.exists() and text in file.read_text()):
         assert time.monotonic() < end
         time.sleep(0.05)
+
+
+@pytest.mark.parametrize("task_type", ["reward", "dpo", "grpo"])
+def test_other_trainers_in_two_processes(job: MakeJob, task_type: str) -> None:
+    pairs = [{"prompt": f"n{i}", "chosen": str(i * 7), "rejected": str(i * 3)} for i in range(1, 33)]
+    data = {"prompts": [{"prompt": row["prompt"]} for row in pairs]} if task_type == "grpo" else {"preferences": pairs}
+    spec = {"data": data, "training": {"max_steps": 4, "learning_rate": 1e-3, "logging_steps": 1}}
+    if task_type == "grpo":
+        spec |= {"reward_model": {"type": "function", "identifier": "length"}, "generation": {"max_new_tokens": 6}}
+        spec["training"] |= {"num_generations": 2}
+    told = {}
+    for name, processes in (("one", 1), ("two", 2)):
+        training = {**spec["training"], "per_device_train_batch_size": 4 // processes, "nproc_per_node": processes}
+        made = job(task_type, {**spec, "training": training}, name=f"{task_type}-{name}")
+        code, output = run_host(made)
+        assert code == 0, output
+        assert result_of(made)["payload"]["world_size"] == processes
+        told[name] = losses(made)
+    assert len(told["two"]) == 4
+    if task_type != "grpo":  # two processes sample with random numbers of their own
+        assert told["two"] == pytest.approx(told["one"], rel=1e-3)
