@@ -15,7 +15,7 @@ from tests.mirror import TASK_SPECS, make_mirror
 from tests.task_specs.test_files import FILES, name_of
 
 MAKE_DEMO = TASK_SPECS / "quickstart" / "tune_smollm2.yaml"
-"""Takes minutes; the test of `make demo` runs it."""
+"""Takes minutes on the real model; `make demo` runs it, no test does."""
 
 pytestmark = [pytest.mark.slow]
 
