@@ -31,6 +31,12 @@ class TaskContext:
     """Folder of the model that `reward_model.identifier` names."""
     data_path: Path | None = None
     """File or folder of `data.url` or `data.dataset_name`; the split is not applied yet."""
+    embedding_path: Path | None = None
+    """Folder of the model that `rag.embedding` names."""
+    document_paths: tuple[Path | None, ...] = ()
+    """File or folder of each source of `rag.documents`; None for one that is not pulled."""
+    cache: Path | None = None
+    """Folder that outlives tasks; whatever is kept in it can be made again."""
     results: Path | None = None
     """Folder `<task_id>/<stage>/` of finished tasks, for `taskId` alternatives."""
     devices: tuple[str, ...] = ()

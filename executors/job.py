@@ -25,6 +25,9 @@ class Job(BaseModel):
     model_digest: str | None = None
     reward_model_path: Path | None = None
     data_path: Path | None = None
+    embedding_path: Path | None = None
+    document_paths: tuple[Path | None, ...] = ()
+    cache: Path | None = None
     results: Path | None = None
     devices: tuple[str, ...] = ()
     on_cpu: bool = False

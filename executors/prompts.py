@@ -74,6 +74,8 @@ def _from_elsewhere(ctx: TaskContext) -> PromptRows | None:
     spec = ctx.spec
     if spec.inference.prompts is not None:
         return PromptRows(_listed("inference.prompts", spec.inference.prompts, []))
+    if spec.rag.queries is not None:
+        return PromptRows(_listed("rag.queries", list(spec.rag.queries), []))
     for key, value in (("query", spec.query), ("task", spec.task)):
         if value is not None:
             many = isinstance(value, list) and not is_conversation(value)

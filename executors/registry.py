@@ -18,11 +18,16 @@ BUILT_IN: Mapping[str, str] = {
     "grpo": "executors.training.alignment:GrpoExecutor",
     "lora_sft": "executors.training.sft:LoraSftExecutor",
     "ppo": "executors.training.ppo:PpoExecutor",
+    "rag": "executors.rag.retrieval:RetrievalExecutor",
+    "rag_indexing": "executors.rag.indexing:IndexingExecutor",
+    "rag_inference": "executors.rag.answering:AnsweringExecutor",
+    "retrieval": "executors.rag.retrieval:RetrievalExecutor",
     "reward": "executors.training.alignment:RewardExecutor",
     "sft": "executors.training.sft:SftExecutor",
 }
 _EXTRAS: dict[str, str] = {"inference": "inference", "evaluation": "inference"}
 _EXTRAS |= dict.fromkeys(("sft", "lora_sft", "reward", "dpo", "grpo", "ppo"), "training")
+_EXTRAS |= dict.fromkeys(("rag", "rag_indexing", "rag_inference", "retrieval"), "rag")
 
 
 def names() -> tuple[str, ...]:

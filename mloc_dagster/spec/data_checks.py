@@ -46,7 +46,16 @@ def has_data(stage: Stage, trains: bool) -> bool:
     data, spec = stage.spec.data, stage.spec
     common = (data.jsonl, data.dataset_name, data.prompts, data.url)
     rows = (data.source, data.preferences)
-    prompts = (data.items, data.template, data.task, data.input_sources, spec.inference.prompts, spec.query, spec.task)
+    prompts = (
+        data.items,
+        data.template,
+        data.task,
+        data.input_sources,
+        spec.inference.prompts,
+        spec.query,
+        spec.task,
+        spec.rag.queries,
+    )
     return any(value is not None for value in (*common, *(rows if trains else prompts)))
 
 

@@ -32,6 +32,7 @@ def make_absolute(raw: dict[str, Json], base: Path) -> None:
     for section, key in ((data, "dataset_name"), (raw.get("reward_model"), "identifier")):
         if isinstance(section, dict) and str(section.get(key)).startswith(("./", "../", "~/")):  # else a hub's name
             section[key] = _absolute(section[key], base)
+    _rag(raw.get("rag"), base)
     model = raw.get("model")
     if isinstance(model, dict):
         source = model.get("source")
@@ -40,6 +41,22 @@ def make_absolute(raw: dict[str, Json], base: Path) -> None:
         for adapter in model.get("adapters") or []:
             if isinstance(adapter, dict):
                 _set(adapter, ("path",), base)
+
+
+def _rag(rag: Json, base: Path) -> None:
+    """Documents, an index that is only read, and a model's folder; where an index is made, its path is a name."""
+    if not isinstance(rag, dict):
+        return
+    documents = rag.get("documents")
+    source = documents.get("source") if isinstance(documents, dict) else None
+    for one in source if isinstance(source, list) else [source]:
+        if isinstance(one, dict) and not one.get("bucket"):
+            _set(one, ("path",), base)
+    if not documents:
+        _set(rag, ("vector_store", "path"), base)
+    embedding = rag.get("embedding")
+    if isinstance(embedding, dict) and str(embedding.get("model")).startswith(("./", "../", "~/")):
+        _set(embedding, ("model",), base)
 
 
 def looks_local(text: str) -> bool:

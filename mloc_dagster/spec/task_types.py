@@ -82,6 +82,11 @@ _EVALUATION = (
     | _ROW_DATA
     | {"data.rejected_column"}
 )
+_INDEX = _keys(
+    "vector_store.type vector_store.path vector_store.collection embedding documents chunk_size chunk_overlap",
+    under="rag",
+)
+_RETRIEVAL = _INDEX | _PROMPT_DATA | _keys("search queries expected_field", under="rag") | {"inference.prompts"}
 
 
 @dataclass(frozen=True)
@@ -186,11 +191,22 @@ BUILT_IN: Mapping[str, TaskType] = {
             True,
             "PPOConfig",
         ),
+        TaskType("rag_indexing", "makes an index of documents that later stages search", _INDEX, "rag"),
+        TaskType("rag", "finds the passages of an index that answer each query", _RETRIEVAL, "rag", needs_data=True),
+        TaskType("retrieval", "the same as rag", _RETRIEVAL, "rag", needs_data=True),
+        TaskType(
+            "rag_inference",
+            "finds passages and generates an answer from them, with citations",
+            _RETRIEVAL | _INFERENCE | {"rag.max_context_tokens"},
+            "rag",
+            True,
+            True,
+        ),
         TaskType("evaluation", "scores the items of earlier stages, or a model on rows of data", _EVALUATION),
     )
 }
 
-PLANNED = _keys("rag rag_indexing rag_inference retrieval agent agent_inference serve")
+PLANNED = _keys("agent agent_inference serve")
 """Named by the task language, not there yet."""
 
 

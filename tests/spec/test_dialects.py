@@ -53,15 +53,6 @@ def test_of_planned_files_only_the_type_is_refused(file: Path) -> None:
 
 
 PLANNED_VALUES = {
-    "rag_short": {
-        "rag.embedding.model": "sentence-transformers/all-MiniLM-L6-v2",
-        "rag.vector_store.type": "chromadb",
-        "rag.vector_store.path": "/index",
-        "rag.search.top_k": 5,
-        "rag.documents.source.bucket": "docs",
-        "rag.chunk_size": 300,
-        "rag.chunk_overlap": 30,
-    },
     "agent_short": {
         "agent.type": "react",
         "agent.tools": ["python_repl", "web_search"],
@@ -70,22 +61,6 @@ PLANNED_VALUES = {
         "inference.temperature": 0.2,
     },
     "agent_profile": {"agent.config_name": "examples/search_agent", "task": "find papers"},
-    "qdrant": {
-        "rag.vector_store.type": "qdrant",
-        "rag.vector_store.url": "http://localhost:6333",
-        "rag.vector_store.api_key": "${QDRANT_KEY}",
-        "rag.vector_store.collection": "docs",
-        "rag.embedding.model": "org/embed",
-        "rag.search.top_k": 7,
-    },
-    "retrieval": {
-        "rag.vector_store.type": "faiss",
-        "rag.vector_store.path": "/i",
-        "rag.vector_store.metadata_path": "/m",
-        "rag.embedding.model": "org/embed",
-        "rag.search.top_k": 4,
-        "rag.search.similarity_threshold": 0.5,
-    },
     "serve": {"serve.port": 8000, "inference.max_tokens": 5},
 }
 
@@ -98,6 +73,23 @@ def test_planned_files_are_typed_all_the_same(name: str) -> None:
 
 
 GOOD_VALUES = {
+    "rag_short": {
+        "rag.embedding.model": "sentence-transformers/all-MiniLM-L6-v2",
+        "rag.vector_store.type": "chromadb",
+        "rag.vector_store.path": "/index",
+        "rag.search.top_k": 5,
+        "rag.documents.source.bucket": "docs",
+        "rag.chunk_size": 300,
+        "rag.chunk_overlap": 30,
+    },
+    "retrieval": {
+        "rag.vector_store.type": "faiss",
+        "rag.vector_store.path": "/i",
+        "rag.vector_store.metadata_path": "/m",
+        "rag.embedding.model": "org/embed",
+        "rag.search.top_k": 4,
+        "rag.search.similarity_threshold": 0.5,
+    },
     "dpo": {"training.beta": 0.1, "training.loss_type": ["sigmoid"], "lora.r": 8, "data.preferences.0.rejected": "c"},
     "inference_all": {
         "resources.hardware.cpu": 0.5,

@@ -36,6 +36,8 @@ class Inputs:
     model: Pulled | None = None
     reward_model: Pulled | None = None
     data: Pulled | None = None
+    embedding: Pulled | None = None
+    documents: tuple[Pulled | None, ...] = ()
     digests: dict[str, str] = field(default_factory=dict)
 
 
@@ -62,9 +64,27 @@ def gather(plan: Plan, stage: Stage, home: Home, task_id: str, progress: Progres
     if dataset_key(spec.data) is not None:
         data = pull_dataset(spec.data, cache=cache, mirror=mirror_of(spec), progress=progress)
         digests["data"] = data.digest
+    embedding = None
+    if spec.rag.embedding is not None:
+        embedding = pull_model(spec.rag.embedding.source(), cache=cache, mirror=mirror_of(spec), progress=progress)
+        digests["embedding"] = embedding.digest
+    documents = _documents(spec, cache, progress)
+    digests.update({f"documents.{index}": one.digest for index, one in enumerate(documents) if one})
     for name, path in local_files(stage.raw):
         digests[name] = Digests(home).of(path) if path.exists() else "absent"
-    return Inputs(upstream, model, reward_model, data, digests)
+    return Inputs(upstream, model, reward_model, data, embedding, documents, digests)
+
+
+def _documents(spec: StageSpec, cache: Cache, progress: Progress | None) -> tuple[Pulled | None, ...]:
+    """What each source of documents gives; None for one that an earlier stage or Python itself brings."""
+
+    def pull(source: Data | None) -> Pulled | None:
+        if source is None or has_reference(source.model_dump(mode="json", exclude_none=True)):
+            return None
+        return pull_dataset(source, cache=cache, mirror=mirror_of(spec), progress=progress)
+
+    sources = spec.rag.documents.sources() if spec.rag.documents else []
+    return tuple(pull(source.data()) for source in sources)
 
 
 def _upstream(plan: Plan, stage: str, home: Home, task_id: str) -> Path:
@@ -147,6 +167,10 @@ def local_files(raw: dict[str, Json]) -> list[tuple[str, Path]]:
         path = adapter.get("path") if isinstance(adapter, dict) else None
         if isinstance(path, str) and not has_reference(path) and "://" not in path:
             found.append((f"model.adapters.{index}.path", Path(path)))
+    rag = raw.get("rag") or {}
+    index = (rag.get("vector_store") or {}).get("path")
+    if isinstance(index, str) and not rag.get("documents") and not has_reference(index):
+        found.append(("rag.vector_store.path", Path(index)))
     reward = (raw.get("reward_model") or {}).get("identifier")
     if isinstance(reward, str) and reward.startswith(("/", ".", "~")):
         found.append(("reward_model.identifier", Path(reward).expanduser()))

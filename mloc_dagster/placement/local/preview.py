@@ -112,8 +112,11 @@ def _digest(
         if known_digest is None:
             return None
         given[f"stage:{name}"] = known_digest
-    later = ("model.source", "reward_model", "data")
+    later = ("model.source", "reward_model", "data", "rag.embedding", "rag.documents")
+    sources = stage.spec.rag.documents.sources() if stage.spec.rag.documents else []
     if plan.task.requires or any(dotted.startswith(later) for dotted in stage.deferred):
+        return None
+    if any(source.data() is not None for source in sources):
         return None
     for name, pull in pulls(stage).items():
         pulled = digests.get(pull.key)
