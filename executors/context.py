@@ -33,6 +33,8 @@ class TaskContext:
     """File or folder of `data.url` or `data.dataset_name`; the split is not applied yet."""
     embedding_path: Path | None = None
     """Folder of the model that `rag.embedding` names."""
+    reranker_path: Path | None = None
+    """Folder of the cross-encoder that `rag.search.rerank_model` names."""
     document_paths: tuple[Path | None, ...] = ()
     """File or folder of each source of `rag.documents`; None for one that is not pulled."""
     cache: Path | None = None

@@ -25,29 +25,38 @@ class Wanted:
     url: str | None = None
     headers: Mapping[str, str] | None = None
     timeout: float = 300.0
+    kind: str | None = None
+    """Which alternatives go first: `local`, `http`, `s3` or `task`."""
+    filename: str | None = None
+    """What a download is called, and a file in a task's folder that goes before `wanted_in_task`."""
 
 
 def locate(wanted: Wanted, *, results: Path | None, downloads: Path) -> Path:
     """Return a local file or folder; raises ExecutorError naming what was tried and why it failed."""
     tried: list[str] = []
-    if wanted.path is not None:
+    for key, value in alternatives(wanted):
         try:
-            return _get(wanted, wanted.path, downloads)
+            return _of_task(wanted, value, results) if key == "taskId" else _get(wanted, value, downloads)
         except (OSError, ValueError) as error:
-            tried.append(f"path {wanted.path!r} {error}")
-    if wanted.task_id is not None:
-        found = _in_task(wanted.task_id, wanted.wanted_in_task, results)
-        if found:
-            return found
-        tried.append(f"taskId {wanted.task_id!r} has no {' or '.join(wanted.wanted_in_task)} among the results here")
-    if wanted.url is not None:
-        try:
-            return _get(wanted, wanted.url, downloads)
-        except (OSError, ValueError) as error:
-            tried.append(f"url {wanted.url!r} {error}")
+            tried.append(f"{key} {value!r} {error}")
     if not tried:
         raise ExecutorError(f"{wanted.key} names neither path, taskId nor url.", "Give one of them.")
     raise ExecutorError(f"{wanted.key} cannot be used: {'; '.join(tried)}.", "Mend one of path, taskId, url.")
+
+
+def alternatives(wanted: Wanted) -> list[tuple[str, str]]:
+    """Key and value of what is given, in the order of use: path, taskId, url, but those of the wanted kind first."""
+    named = (("path", wanted.path), ("taskId", wanted.task_id), ("url", wanted.url))
+    given = [(key, value) for key, value in named if value is not None]
+    return sorted(given, key=lambda one: wanted.kind is not None and kind_of(*one) != wanted.kind)
+
+
+def kind_of(key: str, value: str) -> str:
+    """Where an alternative is: `task`, `http`, `local`, or the scheme of another file system, such as `s3`."""
+    scheme, separator, _ = value.partition("://")
+    if key == "taskId":
+        return "task"
+    return "local" if not separator or scheme == "file" else "http" if scheme == "https" else scheme
 
 
 def unpack(source: Path, into: Path, *, archive_format: str = "auto", marks: tuple[str, ...] = ()) -> Path:
@@ -69,6 +78,16 @@ def unpack(source: Path, into: Path, *, archive_format: str = "auto", marks: tup
     return _folder_with(folder, marks)
 
 
+def _of_task(wanted: Wanted, task_id: str, results: Path | None) -> Path:
+    """Raises ValueError when the task left nothing that is wanted."""
+    file = wanted.filename
+    names = (file, f"artifacts/{file}") if file and ".." not in Path(file).parts else ()
+    found = _in_task(task_id, (*names, *wanted.wanted_in_task), results)
+    if found is None:
+        raise ValueError(f"has no {' or '.join((*names, *wanted.wanted_in_task))} among the results here")
+    return found
+
+
 def _in_task(task_id: str, names: tuple[str, ...], results: Path | None) -> Path | None:
     if results is None or not task_id or ".." in Path(task_id).parts or Path(task_id).is_absolute():
         return None
@@ -88,7 +107,8 @@ def _get(wanted: Wanted, address: str, downloads: Path) -> Path:
         if not path.exists():
             raise ValueError("is not there")
         return path
-    name = address.split("?")[0].rstrip("/").rpartition("/")[2] or "download"
+    called = wanted.filename or address.split("?")[0].rstrip("/")
+    name = called.rpartition("/")[2] or "download"
     folder = downloads / _key(address)
     folder.mkdir(parents=True, exist_ok=True)
     if scheme in ("http", "https"):

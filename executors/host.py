@@ -52,6 +52,10 @@ def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | No
 
 def _run(executor: type[Executor], ctx: TaskContext, job: Job) -> Result:
     """Run the executor here, or in several processes where it can do that and the stage asks for it."""
+    if ctx.devices:
+        from executors.serving.engines import free_devices
+
+        free_devices(ctx)
     layout = layout_of(ctx.spec, ctx.devices) if getattr(executor, "distributed", False) else Layout()
     if layout.devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(layout.devices)

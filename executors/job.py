@@ -26,6 +26,7 @@ class Job(BaseModel):
     reward_model_path: Path | None = None
     data_path: Path | None = None
     embedding_path: Path | None = None
+    reranker_path: Path | None = None
     document_paths: tuple[Path | None, ...] = ()
     cache: Path | None = None
     results: Path | None = None

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 
 from executors.base import Executor, ExecutorError
+from executors.offered import entry_points
 
 GROUP = "mloc.executors"
 BUILT_IN: Mapping[str, str] = {
+    "agent": "executors.agent:AgentExecutor",
+    "agent_inference": "executors.agent:AgentInferenceExecutor",
     "echo": "executors.echo:EchoExecutor",
     "evaluation": "executors.evaluation:EvaluationExecutor",
     "inference": "executors.inference:InferenceExecutor",
@@ -18,16 +21,18 @@ BUILT_IN: Mapping[str, str] = {
     "grpo": "executors.training.alignment:GrpoExecutor",
     "lora_sft": "executors.training.sft:LoraSftExecutor",
     "ppo": "executors.training.ppo:PpoExecutor",
-    "rag": "executors.rag.retrieval:RetrievalExecutor",
+    "rag": "executors.rag.retrieval:RagExecutor",
     "rag_indexing": "executors.rag.indexing:IndexingExecutor",
     "rag_inference": "executors.rag.answering:AnsweringExecutor",
     "retrieval": "executors.rag.retrieval:RetrievalExecutor",
     "reward": "executors.training.alignment:RewardExecutor",
+    "serve": "executors.serving.stage:ServeExecutor",
     "sft": "executors.training.sft:SftExecutor",
 }
-_EXTRAS: dict[str, str] = {"inference": "inference", "evaluation": "inference"}
+_EXTRAS: dict[str, str] = {"inference": "inference", "evaluation": "inference", "serve": "inference"}
 _EXTRAS |= dict.fromkeys(("sft", "lora_sft", "reward", "dpo", "grpo", "ppo"), "training")
 _EXTRAS |= dict.fromkeys(("rag", "rag_indexing", "rag_inference", "retrieval"), "rag")
+_EXTRAS |= dict.fromkeys(("agent", "agent_inference"), "agent")
 
 
 def names() -> tuple[str, ...]:

@@ -41,6 +41,7 @@ def resolved_context(job: Job, secrets: Secrets, stop: threading.Event) -> TaskC
         reward_model_path=job.reward_model_path,
         data_path=job.data_path,
         embedding_path=job.embedding_path,
+        reranker_path=job.reranker_path,
         document_paths=job.document_paths,
         cache=job.cache,
         results=job.results,

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from executors.base import ExecutorError
 from executors.context import TaskContext
-from executors.fetch import Wanted, locate, unpack
+from executors.fetch import Wanted, alternatives, kind_of, locate, unpack
+from mloc_dagster.files.archives import is_archive_name
+from mloc_dagster.spec.model import CheckpointLoad
 
 MODEL_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
@@ -22,6 +24,7 @@ class Start:
 
     model: Path
     adapter: Path | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def starting_weights(ctx: TaskContext) -> Start:
@@ -40,18 +43,34 @@ def starting_weights(ctx: TaskContext) -> Start:
         load.url,
         load.headers,
         load.timeout_sec,
+        load.type,
+        load.filename,
     )
     found = locate(wanted, results=ctx.results, downloads=ctx.out / ".cache" / "downloads")
+    if load.filename and found.is_dir() and is_archive_name(load.filename):
+        found = _inner(found, load.filename)
     folder = unpack(found, ctx.out / ".cache", archive_format=load.archive_format)
-    for part in (load.subdir, load.filename):
-        if part and (folder / part).is_dir():
-            folder = folder / part
-        elif part and not (folder / part).exists():
-            raise ExecutorError(f"checkpoint.load: {folder} has no {part!r}.", "Check subdir and filename.")
+    for part in (load.subdir, None if found.name == load.filename else load.filename):
+        inner = _inner(folder, part) if part else folder
+        folder = inner if inner.is_dir() else folder
     folder = unpack(folder, ctx.out / ".cache", marks=(MODEL_FILE, ADAPTER_FILE))
-    if (folder / ADAPTER_FILE).exists():
-        return Start(_base(ctx), folder)
-    return Start(folder)
+    warnings = _unread(load, wanted)
+    return Start(_base(ctx), folder, warnings) if (folder / ADAPTER_FILE).exists() else Start(folder, None, warnings)
+
+
+def _inner(folder: Path, part: str) -> Path:
+    if not (folder / part).exists():
+        raise ExecutorError(f"checkpoint.load: {folder} has no {part!r}.", "Check subdir and filename.")
+    return folder / part
+
+
+def _unread(load: CheckpointLoad, wanted: Wanted) -> tuple[str, ...]:
+    """Warnings for keys that fit nothing of what is given."""
+    kinds = [kind_of(*one) for one in alternatives(wanted)]
+    keys = [f"type {load.type}"] if load.type not in (None, *kinds) else []
+    if "http" not in kinds:
+        keys += [key for key in ("headers", "timeout_sec") if key in load.model_fields_set]
+    return tuple(f"checkpoint.load.{key} is not used: what is given is of type {', '.join(kinds)}" for key in keys)
 
 
 def trusts_code(ctx: TaskContext) -> bool:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
+
+os.environ.setdefault("MLOC_ENGINE_IDLE", "0")  # no test leaves an engine behind, except those that are about engines
+
+os.environ.setdefault("MLOC_POOL_IDLE", "3")  # pools of homes that tests leave behind end soon
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -66,7 +66,7 @@ def layout_of(spec: StageSpec, devices: tuple[str, ...]) -> Layout:
         warnings.append(f"training.allow_multi_gpu is false: one of {share} granted devices is used")
         per_node = 1
     used = [device for one in range(replicas) for device in devices[one * share : one * share + per_node]]
-    sharded = bool(training.deepspeed or training.auto_deepspeed or training.fsdp or training.fsdp_config)
+    sharded = bool(training.deepspeed or training.auto_deepspeed or training.fsdp)
     return Layout(replicas, per_node, tuple(used), tuple(warnings), sharded)
 
 

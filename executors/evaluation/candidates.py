@@ -17,6 +17,7 @@ Items = list[dict[str, Json]]
 Scores = dict[str, dict[str, list[float]]]
 """Metric → candidate → score of each row."""
 _TIE = "tie"
+_OUTPUTS = frozenset({"output", "answer"})
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,21 @@ def _compared(evaluation: Evaluation) -> Compared:
 
 def _items(name: str, value: list[Json] | str) -> Items:
     at = f"evaluation.candidates.{name}"
-    if isinstance(value, str) or not all(isinstance(item, Mapping) and "output" in item for item in value):
+    if isinstance(value, str) or not all(isinstance(item, Mapping) and item.keys() & _OUTPUTS for item in value):
         raise ExecutorError(
-            f"{at} is {value!r:.60}, not a list of items with an output.", "Write ${stage.result.items}."
+            f"{at} is {value!r:.60}, not a list of items with an output.",
+            "Write ${stage.result.items}, or ${stage.result.queries} of a rag_inference stage.",
         )
     if not value:
         raise ExecutorError(f"{at} has no items, so there is nothing to compare.", "Check the data of that stage.")
-    return [dict(item) for item in value]
+    return [_named_as_items({**item}) for item in value]
+
+
+def _named_as_items(item: dict[str, Json]) -> dict[str, Json]:
+    """A query with its answer (rag_inference) has the names of an item of inference."""
+    if "output" in item:
+        return item
+    return {"prompt": item.get("query"), "output": item["answer"], **item}
 
 
 def _check_prompts(items: Mapping[str, Items]) -> None:

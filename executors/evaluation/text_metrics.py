@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation + "，。！？；：、“”‘’（）《》")
+_QUOTES = str.maketrans("", "", "\"'`*“”‘’")
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u9fff"
 _WORDS = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+")
 """A word, or one character of a script that is written without spaces."""
@@ -39,12 +40,29 @@ def rouge_l(output: str, reference: str) -> float:
     return _harmonic(_common_subsequence(given, wanted), len(given), len(wanted))
 
 
-TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {"exact_match": exact_match, "f1": f1, "rouge_l": rouge_l}
+def contains(output: str, reference: str) -> float:
+    """1 when the output holds the reference as whole words; blanks, large letters, quotes and backticks aside."""
+    given, wanted = _unquoted(output), _unquoted(reference)
+    if not wanted:
+        return float(given == wanted)
+    return float(re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", given) is not None)
+
+
+TEXT_METRICS: Mapping[str, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "f1": f1,
+    "rouge_l": rouge_l,
+    "contains": contains,
+}
 
 
 def best(metric: str, output: str, references: Sequence[str]) -> float:
     """Return the score against the reference that fits best."""
     return max(TEXT_METRICS[metric](output, reference) for reference in references)
+
+
+def _unquoted(text: str) -> str:
+    return " ".join(text.casefold().translate(_QUOTES).split())
 
 
 def _plain_words(text: str) -> list[str]:

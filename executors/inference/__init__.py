@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from executors.base import ExecutorError, Interrupted, Result
 from executors.context import TaskContext
@@ -50,7 +50,7 @@ class InferenceExecutor:
         ctx.progress.update(0, len(source.rows), "rows")
         weights, used = weights_of(ctx)
         started = time.monotonic()
-        engine = load_engine(ctx, weights)
+        engine = load_engine(ctx, weights, used)
         try:
             loaded = time.monotonic()
             prompts = tokenize(engine.tokenizer, source.rows, ctx.spec.inference.system_prompt, engine.context)
@@ -60,7 +60,7 @@ class InferenceExecutor:
             engine.close()
         items = [_item(row, completions) for row, completions in zip(source.rows, texts, strict=True)]
         usage = _usage(prompts, texts, finished - loaded)
-        payload: dict[str, Json] = {"ok": True, "model": _model_name(ctx), "items": items, "usage": usage}
+        payload: dict[str, Json] = {"ok": True, "model": model_name(ctx), "items": items, "usage": usage}
         export = ctx.spec.postprocess.jsonl_export
         if export is not None:
             payload["jsonl_export"] = export_jsonl(ctx, export, items)
@@ -69,44 +69,60 @@ class InferenceExecutor:
             metrics={"rows": len(items), "completion_tokens": usage["completion_tokens"],
                      "latency_sec": usage["latency_sec"], "load_sec": loaded - started},
             metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
-                      "warnings": [*source.warnings, *engine.warnings]},
+                      **engine_start(engine), "warnings": [*weights.warnings, *source.warnings, *engine.warnings]},
         )  # fmt: skip
 
 
-def load_engine(ctx: TaskContext, weights: Weights) -> Engine:
-    """Load vLLM or Transformers.
+def load_engine(ctx: TaskContext, weights: Weights, used: WeightsDigest) -> Engine:
+    """Return vLLM or Transformers: a warm engine where the deployment keeps them, else one in this process.
 
     vLLM is used when it is installed and there is a GPU or `model.vllm` is given, unless `enforce_cpu` is set or
     `model.transformers` alone is given.
     """
-    model = ctx.spec.model
-    on_gpu = _has_gpu(ctx)
-    only_transformers = model.transformers is not None and model.vllm is None
-    wants_vllm = model.vllm is not None or (on_gpu and not _is_cpu_build())
-    warnings = []
-    if wants_vllm and not ctx.spec.enforce_cpu and not only_transformers:
-        if find_spec("vllm") is not None:
-            from executors.inference.vllm_engine import VllmEngine
+    from executors.serving.engines import keeps_engines
 
-            dtype, warnings = _dtype(ctx, model.vllm and model.vllm.dtype, on_gpu)
-            engine = VllmEngine(
-                weights, model.vllm or Vllm(), dtype=dtype, devices=ctx.devices if on_gpu else (), out=ctx.out
-            )
-            engine.warnings += warnings
-            return engine
-        if model.vllm is not None:
-            warnings.append("model.vllm was given, but vLLM is not installed here; Transformers was used")
-    engine = load_transformers(ctx, weights)
+    if keeps_engines(ctx):
+        from executors.serving.remote_engine import RemoteEngine
+
+        return RemoteEngine(ctx, weights, used)
+    return _load_here(ctx, weights)
+
+
+def _load_here(ctx: TaskContext, weights: Weights) -> Engine:
+    model, on_gpu = ctx.spec.model, has_gpu(ctx)
+    kind, warnings = engine_kind(ctx, on_gpu)
+    if kind == "vllm":
+        from executors.inference.vllm_engine import VllmEngine
+
+        dtype, notes = dtype_of(ctx, model.vllm and model.vllm.dtype, on_gpu)
+        devices = ctx.devices if on_gpu else ()
+        engine: Engine = VllmEngine(weights, model.vllm or Vllm(), dtype=dtype, devices=devices, out=ctx.out)
+        engine.warnings += notes
+    else:
+        engine = load_transformers(ctx, weights)
     engine.warnings += warnings
     return engine
+
+
+def engine_kind(ctx: TaskContext, on_gpu: bool) -> tuple[Literal["transformers", "vllm"], list[str]]:
+    """Which engine a stage uses, and warnings."""
+    model = ctx.spec.model
+    only_transformers = model.transformers is not None and model.vllm is None
+    wants_vllm = model.vllm is not None or (on_gpu and not _is_cpu_build())
+    if not wants_vllm or ctx.spec.enforce_cpu or only_transformers:
+        return "transformers", []
+    if find_spec("vllm") is not None:
+        return "vllm", []
+    absent = "model.vllm was given, but vLLM is not installed here; Transformers was used"
+    return "transformers", [absent] if model.vllm is not None else []
 
 
 def load_transformers(ctx: TaskContext, weights: Weights) -> TransformersEngine:
     """Load the Transformers engine with the options of `model.transformers`."""
     from executors.inference.transformers_engine import TransformersEngine
 
-    options, on_gpu = ctx.spec.model.transformers or Transformers(), _has_gpu(ctx)
-    dtype, warnings = _dtype(ctx, options.dtype, on_gpu)
+    options, on_gpu = ctx.spec.model.transformers or Transformers(), has_gpu(ctx)
+    dtype, warnings = dtype_of(ctx, options.dtype, on_gpu)
     engine = TransformersEngine(weights, options, dtype=dtype, on_gpu=on_gpu)
     engine.warnings += warnings
     return engine
@@ -130,13 +146,23 @@ def weights_of(ctx: TaskContext) -> tuple[Weights, WeightsDigest]:
     runtime = [adapter for spec, adapter in by_apply if spec.apply == "runtime"]
     model = start.model
     if merged:
-        on_gpu = _has_gpu(ctx)
-        dtype, _ = _dtype(ctx, None, on_gpu)
+        on_gpu = has_gpu(ctx)
+        dtype, _ = dtype_of(ctx, None, on_gpu)
         model = merge(model, merged, ctx.out / ".cache" / "merged", dtype=dtype, trust_remote_code=trusted)
-    return Weights(model, tuple(runtime), trusted), used
+    return Weights(model, tuple(runtime), trusted, start.warnings), used
 
 
-def _has_gpu(ctx: TaskContext) -> bool:
+def engine_start(engine: Engine) -> dict[str, Json]:
+    """How an engine behind an endpoint came to be, for a result's metadata; nothing for one in this process."""
+    from executors.serving.remote_engine import RemoteEngine
+
+    if not isinstance(engine, RemoteEngine):
+        return {}
+    return {"engine_start": engine.start, "engine_seconds": engine.seconds, "engine_replaced": engine.replaced}
+
+
+def has_gpu(ctx: TaskContext) -> bool:
+    """Whether the stage was granted a GPU that torch can use."""
     if ctx.spec.enforce_cpu or not ctx.devices:
         return False
     import torch
@@ -151,7 +177,7 @@ def _is_cpu_build() -> bool:
         return False
 
 
-def _dtype(ctx: TaskContext, explicit: str | None, on_gpu: bool) -> tuple[str, list[str]]:
+def dtype_of(ctx: TaskContext, explicit: str | None, on_gpu: bool) -> tuple[str, list[str]]:
     """The precision to load in: the engine's own key, then the hints of `model.config`, then float32 on a CPU."""
     names = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "fp32": "float32", "float": "float32"}
     if explicit:
@@ -196,7 +222,8 @@ def _usage(prompts: Sequence[list[int]], texts: Sequence[Sequence[Completion]], 
     }
 
 
-def _model_name(ctx: TaskContext) -> str:
+def model_name(ctx: TaskContext) -> str:
+    """What results call the model; raises ExecutorError when the stage names none."""
     source = ctx.spec.model.source
     if source is not None:
         return source.identifier

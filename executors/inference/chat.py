@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from executors.base import ExecutorError
 from executors.messages import Message, Text
 from executors.prompts import PromptRow
+from mloc_dagster.spec.base import Json
+
+
+@runtime_checkable
+class ConversationTokenizer(Protocol):
+    """A tokenizer that goes from messages to ids in one step, such as one behind an endpoint."""
+
+    def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the messages and the beginning of an answer."""
+        ...
 
 
 def tokenize(
@@ -33,7 +43,10 @@ def tokenize(
 
 def _ids(tokenizer: Any, row: PromptRow, system_prompt: str | None) -> list[int]:
     if getattr(tokenizer, "chat_template", None):
-        text = _render(tokenizer, _messages(row.prompt, system_prompt), row.index)
+        messages = _messages(row.prompt, system_prompt)
+        if isinstance(tokenizer, ConversationTokenizer):
+            return tokenizer.conversation_ids(messages)
+        text = render(tokenizer, messages, f"Row {row.index}")
         return tokenizer(text, add_special_tokens=False)["input_ids"]
     if not isinstance(row.prompt, str):
         raise ExecutorError(
@@ -50,13 +63,14 @@ def _messages(prompt: Text, system_prompt: str | None) -> list[Message]:
     return turns
 
 
-def _render(tokenizer: Any, messages: list[Message], index: int) -> str:
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Json]], who: str, tools: Json = None) -> str:
+    """The conversation as the model's chat template writes it; raises ExecutorError when the template refuses it."""
     from jinja2 import TemplateError
 
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise ExecutorError(
-            f"Row {index}: the model's chat template refuses the conversation: {error}.",
+            f"{who}: the model's chat template refuses the conversation: {error}.",
             "Some models take no system prompt, or want user and assistant in turns.",
         ) from error

@@ -26,16 +26,27 @@ Progress = Callable[[int], None]
 
 
 @dataclass(frozen=True)
+class Draft:
+    """One text to generate: token ids and seed of its prompt, which of the prompt's texts it is, and its limit."""
+
+    prompt: list[int]
+    seed: int | None
+    draw: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """What an engine loads."""
 
     model: Path
     adapters: tuple[RuntimeAdapter, ...] = ()
     trust_remote_code: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
-    """A loaded model that generates."""
+    """A loaded model that generates, in this process or behind an endpoint."""
 
     name: str
     tokenizer: Any

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from executors.inference.engine import Sampling
+from executors.inference.engine import Draft, Sampling
 
 
 class Penalties(LogitsProcessor):
@@ -39,13 +40,13 @@ class SeededSampling(LogitsProcessor):
     Gumbel-max (Gumbel 1954; Maddison et al. 2014): argmax(logits + Gumbel noise) is distributed as softmax(logits).
     """
 
-    def __init__(self, sampling: Sampling, places: list[tuple[int, int]]) -> None:
+    def __init__(self, sampling: Sampling, drafts: Sequence[Draft]) -> None:
         self._warpers: list[Any] = [TemperatureLogitsWarper(sampling.temperature)]
         if sampling.top_k:
             self._warpers.append(TopKLogitsWarper(sampling.top_k))
         if sampling.top_p < 1:
             self._warpers.append(TopPLogitsWarper(sampling.top_p))
-        self._generators = [_generator(sampling, row, draw) for row, draw in places]
+        self._generators = [_generator(draft.seed, draft.draw) for draft in drafts]
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Return warped logits plus noise, of shape (rows, vocabulary)."""
@@ -56,9 +57,8 @@ class SeededSampling(LogitsProcessor):
         return scores.float() + noise.to(scores.device)
 
 
-def _generator(sampling: Sampling, row: int, draw: int) -> torch.Generator:
+def _generator(seed: int | None, draw: int) -> torch.Generator:
     generator = torch.Generator()
-    seed = sampling.seed_of(row)
     if seed is None:
         generator.seed()
     else:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from itertools import repeat
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +17,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from executors.base import ExecutorError
-from executors.inference.adapters import does_not_fit
-from executors.inference.engine import Completion, Progress, Sampling, Weights
+from executors.inference.adapters import RuntimeAdapter, does_not_fit
+from executors.inference.engine import Completion, Draft, Progress, Sampling, Weights
 from executors.inference.sampling import Penalties, SeededSampling
 from mloc_dagster.spec.model import Transformers
+
+Watch = Callable[[list[list[int]]], list[bool]]
+"""Gets the new token ids of each row after every step, and says which rows are to end."""
 
 
 class TransformersEngine:
@@ -32,7 +40,7 @@ class TransformersEngine:
 
     def __init__(self, weights: Weights, options: Transformers, *, dtype: str, on_gpu: bool) -> None:
         self.warnings: list[str] = []
-        self._batch_size = options.batch_size
+        self.batch_size = options.batch_size
         self.tokenizer = AutoTokenizer.from_pretrained(weights.model, trust_remote_code=weights.trust_remote_code)
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -51,22 +59,50 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
         """Return `n` completions for each prompt. With a seed, a row's text does not depend on its batch."""
-        work = [(row, draw) for row in range(len(prompts)) for draw in range(sampling.n)]
-        found: list[list[Completion]] = [[] for _ in prompts]
-        for start in range(0, len(work), self._batch_size):
-            batch = work[start : start + self._batch_size]
-            texts = self._batch([prompts[row] for row, _ in batch], batch, sampling)
-            for (row, _), completion in zip(batch, texts, strict=True):
-                found[row].append(completion)
-            progress((start + len(batch)) // sampling.n)
-        return found
+        drafts = [
+            Draft(prompt, sampling.seed_of(row), draw, sampling.max_tokens)
+            for row, prompt in enumerate(prompts)
+            for draw in range(sampling.n)
+        ]
+        found: list[Completion] = []
+        for start in range(0, len(drafts), self.batch_size):
+            batch = drafts[start : start + self.batch_size]
+            found += map(self.completion, self.batch(batch, sampling), repeat(sampling.stop))
+            progress(len(found) // sampling.n)
+        return [found[start : start + sampling.n] for start in range(0, len(found), sampling.n)]
+
+    def add_adapter(self, name: str, adapter: RuntimeAdapter) -> None:
+        """Load an adapter that `applied` can name; raises ExecutorError when it does not fit."""
+        self._model = _with_adapter(self._model, name, adapter)
+        self._model.eval()
+
+    def remove_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        self._model.delete_adapter(name)
+
+    @contextmanager
+    def applied(self, names: Sequence[str]) -> Iterator[None]:
+        """Generate with these adapters, or with none, while the block runs."""
+        if names:
+            self._model.base_model.set_adapter(list(names))
+            yield
+        elif hasattr(self._model, "disable_adapter"):
+            with self._model.disable_adapter():
+                yield
+        else:
+            yield
+
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return self._model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
     def score(self, texts: Sequence[tuple[list[int], int]], progress: Progress) -> list[float]:
         """Return the log-probability (nats) of each sequence of token ids from the given place (1 or later) on."""
         found: list[float] = []
-        for first in range(0, len(texts), self._batch_size):
-            batch = texts[first : first + self._batch_size]
+        for first in range(0, len(texts), self.batch_size):
+            batch = texts[first : first + self.batch_size]
             ids = pad_sequence([torch.tensor(tokens) for tokens, _ in batch], batch_first=True)
             ids = ids.to(self._model.device)
             places = torch.arange(ids.shape[1], device=ids.device)
@@ -87,45 +123,69 @@ class TransformersEngine:
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _batch(self, prompts: list[list[int]], places: list[tuple[int, int]], sampling: Sampling) -> list[Completion]:
+    def batch(
+        self,
+        drafts: Sequence[Draft],
+        sampling: Sampling,
+        watch: Watch | None = None,
+        mask: LogitsProcessor | None = None,
+    ) -> list[list[int]]:
+        """Return the new token ids of each draft, generated together.
+
+        `watch` sees the ids of each step, `mask` rules tokens out before one is drawn.
+        """
+        prompts = [draft.prompt for draft in drafts]
         width = max(map(len, prompts))
         pad = self.tokenizer.pad_token_id
         pads = [width - len(prompt) for prompt in prompts]
         ids = torch.tensor([[pad] * count + prompt for count, prompt in zip(pads, prompts, strict=True)])
-        mask = torch.tensor([[0] * count + [1] * len(prompt) for count, prompt in zip(pads, prompts, strict=True)])
-        ids, mask = ids.to(self._model.device), mask.to(self._model.device)
-        limits = [min(sampling.max_tokens, (self.context or 1 << 30) - len(prompt)) for prompt in prompts]
+        seen = torch.tensor([[0] * count + [1] * len(prompt) for count, prompt in zip(pads, prompts, strict=True)])
+        ids, seen = ids.to(self._model.device), seen.to(self._model.device)
+        limits = list(map(self.limit, drafts))
+        criteria: list[StoppingCriteria] = [_StopTexts(self.tokenizer, sampling.stop, width)]
         output = self._model.generate(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=seen,
             generation_config=GenerationConfig(
                 max_new_tokens=max(limits),
                 do_sample=False,
-                eos_token_id=self._ends or None,
+                eos_token_id=self.ends or None,
                 pad_token_id=pad,
                 bos_token_id=self.tokenizer.bos_token_id,
             ),
-            logits_processor=_processors(sampling, mask, width, places),
-            stopping_criteria=StoppingCriteriaList([_StopTexts(self.tokenizer, sampling.stop, width)]),
+            logits_processor=_processors(sampling, seen, width, drafts, mask),
+            stopping_criteria=StoppingCriteriaList(criteria + ([_Watched(watch, width)] if watch else [])),
         )
-        new = output[:, width:].tolist()
-        return [self._completion(tokens[:limit], sampling.stop) for tokens, limit in zip(new, limits, strict=True)]
+        new = zip(output[:, width:].tolist(), limits, strict=True)
+        return [self._without_padding(tokens[:limit]) for tokens, limit in new]
 
-    @property
-    def _ends(self) -> list[int]:
-        """Tokens that end a text: the tokenizer's and those of the model's generation config."""
-        configured = self._model.generation_config.eos_token_id
-        ends = configured if isinstance(configured, list) else [configured]
-        return sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
+    def limit(self, draft: Draft) -> int:
+        """Tokens that a draft may have: its own limit, or what the context leaves."""
+        return min(draft.max_tokens, (self.context or 1 << 30) - len(draft.prompt))
 
-    def _completion(self, tokens: list[int], stop: tuple[str, ...]) -> Completion:
-        end = next((place for place, token in enumerate(tokens) if token in self._ends), None)
-        kept = tokens if end is None else tokens[:end]
+    def completion(self, tokens: Sequence[int], stop: Sequence[str]) -> Completion:
+        """The text of generated token ids, which ends before an end token and before any of the stop texts."""
+        end = next((place for place, token in enumerate(tokens) if token in self.ends), None)
+        kept = list(tokens if end is None else tokens[:end])
         text = self.tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         cuts = [place for mark in stop if (place := text.find(mark)) >= 0]
         if cuts:
             return Completion(text[: min(cuts)], "stop", len(kept))
         return Completion(text, "length" if end is None else "stop", len(kept) + (end is not None))
+
+    def _without_padding(self, tokens: list[int]) -> list[int]:
+        """A row that ended before its batch is filled up; padding that is an end token is cut with the text."""
+        pad = self.tokenizer.pad_token_id
+        while pad not in self.ends and tokens and tokens[-1] == pad:
+            tokens.pop()
+        return tokens
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """Tokens that end a text: the tokenizer's and those of the model's generation config."""
+        configured = self._model.generation_config.eos_token_id
+        ends = configured if isinstance(configured, list) else [configured]
+        return sorted({end for end in [*ends, self.tokenizer.eos_token_id] if end is not None})
 
     def _arguments(self, options: Transformers, on_gpu: bool) -> dict[str, Any]:
         arguments: dict[str, Any] = {}
@@ -151,32 +211,49 @@ class TransformersEngine:
 
 
 def _with_adapters(model: Any, weights: Weights) -> Any:
-    if not weights.adapters:
-        return model
+    names = [f"adapter_{number}" for number in range(len(weights.adapters))]
+    for name, adapter in zip(names, weights.adapters, strict=True):
+        model = _with_adapter(model, name, adapter)
+    if names:
+        model.base_model.set_adapter(names)
+    return model
+
+
+def _with_adapter(model: Any, name: str, adapter: RuntimeAdapter) -> Any:
     from peft import PeftModel
 
-    for number, adapter in enumerate(weights.adapters):
-        name = f"adapter_{number}"
-        try:
-            if number == 0:
-                model = PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name)
-            else:
-                model.load_adapter(str(adapter.folder), adapter_name=name)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise does_not_fit(adapter, weights.model, error) from error
-    model.base_model.set_adapter([f"adapter_{number}" for number in range(len(weights.adapters))])
+    try:
+        if not isinstance(model, PeftModel):
+            return PeftModel.from_pretrained(model, str(adapter.folder), adapter_name=name)
+        model.load_adapter(str(adapter.folder), adapter_name=name)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise does_not_fit(adapter, Path(model.config._name_or_path), error) from error
     return model
 
 
 def _processors(
-    sampling: Sampling, mask: torch.Tensor, width: int, places: list[tuple[int, int]]
+    sampling: Sampling, seen: torch.Tensor, width: int, drafts: Sequence[Draft], mask: LogitsProcessor | None
 ) -> LogitsProcessorList:
     processors = LogitsProcessorList()
     if (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty) != (1.0, 0.0, 0.0):
-        processors.append(Penalties(sampling, mask, width))
+        processors.append(Penalties(sampling, seen, width))
+    if mask is not None:
+        processors.append(mask)
     if not sampling.greedy:
-        processors.append(SeededSampling(sampling, places))
+        processors.append(SeededSampling(sampling, drafts))
     return processors
+
+
+class _Watched(StoppingCriteria):
+    """Shows each step to somebody who may end rows."""
+
+    def __init__(self, watch: Watch, width: int) -> None:
+        self._watch = watch
+        self._width = width
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> Any:
+        """A flag for each row."""
+        return torch.tensor(self._watch(input_ids[:, self._width :].tolist()), device=input_ids.device)
 
 
 class _StopTexts(StoppingCriteria):

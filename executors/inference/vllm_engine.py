@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from executors.base import ExecutorError
+from executors.inference.adapters import RuntimeAdapter
 from executors.inference.engine import Completion, Progress, Sampling, Weights
 from mloc_dagster.spec.model import Vllm
 
@@ -31,7 +32,7 @@ class VllmEngine:
         arguments = options.model_dump(
             exclude_none=True, exclude={"tensor_parallel_size", "trust_remote_code", "dtype"}
         )
-        _refuse_unknown(arguments, EngineArgs)
+        refuse_unknown(arguments, EngineArgs)
         arguments |= {
             "model": str(weights.model),
             "dtype": dtype,
@@ -41,13 +42,9 @@ class VllmEngine:
         if not devices:
             arguments = {key: value for key, value in arguments.items() if key not in _GPU_ONLY}
             arguments.setdefault("enforce_eager", True)
-        if len(weights.adapters) > 1:
-            raise ExecutorError(
-                f"{len(weights.adapters)} adapters with apply: runtime; vLLM applies one at a time.",
-                "Write apply: merge, or select Transformers with a model.transformers block.",
-            )
+        refuse_several(weights.adapters)
         if weights.adapters:
-            arguments |= {"enable_lora": True, "max_lora_rank": _lora_rank(weights.adapters[0].rank)}
+            arguments |= {"enable_lora": True, "max_lora_rank": lora_rank(weights.adapters[0].rank)}
         try:
             self._llm = LLM(**arguments)
         except (ValueError, TypeError, RuntimeError) as error:
@@ -102,7 +99,17 @@ def _prepare_environment(*, on_gpu: bool, out: Path) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
 
 
-def _refuse_unknown(arguments: dict[str, Any], known: Any) -> None:
+def refuse_several(adapters: Sequence[RuntimeAdapter]) -> None:
+    """Raise ExecutorError for more adapters than vLLM applies to one text."""
+    if len(adapters) > 1:
+        raise ExecutorError(
+            f"{len(adapters)} adapters with apply: runtime; vLLM applies one at a time.",
+            "Write apply: merge, or select Transformers with a model.transformers block.",
+        )
+
+
+def refuse_unknown(arguments: dict[str, Any], known: Any) -> None:
+    """Raise ExecutorError for an argument that is no field of vLLM's EngineArgs."""
     from dataclasses import fields
     from difflib import get_close_matches
 
@@ -114,7 +121,7 @@ def _refuse_unknown(arguments: dict[str, Any], known: Any) -> None:
             raise ExecutorError(f"model.vllm.{key} is no argument of vLLM's engine.", guess)
 
 
-def _lora_rank(rank: int) -> int:
+def lora_rank(rank: int) -> int:
     """The smallest size that vLLM has for a rank."""
     sizes = (8, 16, 32, 64, 128, 256, 320, 512)
     return next((size for size in sizes if size >= rank), rank)

@@ -10,7 +10,7 @@ from typing import Any
 
 from executors.base import ExecutorError, Interrupted, Result
 from executors.context import TaskContext
-from executors.inference import load_engine, weights_of
+from executors.inference import engine_start, load_engine, weights_of
 from executors.inference.chat import tokenize
 from executors.inference.engine import Completion, Sampling, sampling_of
 from executors.inference.postprocess import export_jsonl
@@ -23,7 +23,7 @@ _ENGINE_USES = frozenset({
     "model.source.*", "model.config.fp16", "model.config.bf16", "model.adapters", "model.vllm.*",
     "model.transformers.*", "inference.*", "postprocess.*", "enforce_cpu", "checkpoint.*", "rag.max_context_tokens",
 })  # fmt: skip
-_SYSTEM = (
+SYSTEM = (
     "Answer the question from the numbered passages alone, and name the passages that you used, like [1]. "
     "If they do not hold the answer, say so."
 )
@@ -53,7 +53,7 @@ class AnsweringExecutor:
         found = retrieve(ctx)
         ctx.progress.update(0, len(found.rows), "rows")
         weights, used = weights_of(ctx)
-        engine = load_engine(ctx, weights)
+        engine = load_engine(ctx, weights, used)
         try:
             prompts = _prompts(ctx, engine.tokenizer, engine.context, found, sampling)
             started = time.monotonic()
@@ -66,7 +66,7 @@ class AnsweringExecutor:
         usage = _usage(prompts, texts, seconds)
         payload: dict[str, Json] = {"ok": True, "queries": queries, "usage": usage, "index_path": str(found.index)}
         if found.metrics:
-            payload["metrics"] = found.metrics
+            payload |= {"metrics": found.metrics, "retrieval": found.verdict}
         export = ctx.spec.postprocess.jsonl_export
         if export is not None:
             payload["jsonl_export"] = export_jsonl(ctx, export, [_as_item(query) for query in queries])
@@ -74,7 +74,7 @@ class AnsweringExecutor:
             payload=payload,
             metrics={"queries": len(queries), "latency_sec": seconds, "search_sec": found.seconds, **found.metrics},
             metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
-                      "embedding_digest": found.meta.embedding_digest,
+                      **engine_start(engine), "embedding_digest": found.meta.embedding_digest,
                       "warnings": [*found.warnings, *engine.warnings]},
         )  # fmt: skip
 
@@ -82,14 +82,14 @@ class AnsweringExecutor:
 def _prompts(
     ctx: TaskContext, tokenizer: Any, context: int | None, found: Retrieved, sampling: Sampling
 ) -> list[Prompt]:
-    system = ctx.spec.inference.system_prompt or _SYSTEM
+    system = ctx.spec.inference.system_prompt or SYSTEM
     room = None if context is None else context - sampling.max_tokens
     budget = ctx.spec.rag.max_context_tokens
     rows = zip(found.rows, found.queries, found.hits, strict=True)
-    return [_prompt(tokenizer, system, row, query, hits, budget, room) for row, query, hits in rows]
+    return [prompt_with(tokenizer, system, row, query, hits, budget, room) for row, query, hits in rows]
 
 
-def _prompt(
+def prompt_with(
     tokenizer: Any, system: str, row: PromptRow, query: str, hits: Sequence[Hit], budget: int, room: int | None
 ) -> Prompt:
     """The prompt with as many of the best passages as fit `budget` tokens, and with the answer the model's context."""
@@ -101,7 +101,7 @@ def _prompt(
             break
         passages.append(hit)
     while True:
-        [tokens] = tokenize(tokenizer, [_with_context(row, query, passages)], system, None)
+        [tokens] = tokenize(tokenizer, [with_context(row, query, passages)], system, None)
         if room is None or len(tokens) <= room:
             break
         if not passages:
@@ -119,7 +119,8 @@ def _prompt(
     return Prompt(row, tokens, tuple(passages))
 
 
-def _with_context(row: PromptRow, query: str, passages: Sequence[Hit]) -> PromptRow:
+def with_context(row: PromptRow, query: str, passages: Sequence[Hit]) -> PromptRow:
+    """The row with the passages before its question; a conversation carries them in its last question."""
     context = "\n\n".join(_passage(number, hit) for number, hit in enumerate(passages, start=1))
     text = f"Passages:\n\n{context or 'none'}\n\nQuestion: {query}\nAnswer:"
     if isinstance(row.prompt, str):

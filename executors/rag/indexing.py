@@ -12,12 +12,12 @@ from executors.rag.chunking import chunks_of
 from executors.rag.documents import documents_of
 from executors.rag.embedding import Embedder
 from executors.rag.index import Meta, write_index
-from executors.rag.stores import store_of
+from executors.rag.stores import Server, store_of
 from mloc_dagster.spec.base import Json
 
 USES = frozenset({
-    "rag.vector_store.type", "rag.vector_store.path", "rag.vector_store.collection", "rag.embedding.*",
-    "rag.documents.*", "rag.chunk_size", "rag.chunk_overlap",
+    "rag.vector_store.type", "rag.vector_store.path", "rag.vector_store.collection", "rag.vector_store.url",
+    "rag.vector_store.api_key", "rag.embedding.*", "rag.documents.*", "rag.chunk_size", "rag.chunk_overlap",
 })  # fmt: skip
 
 
@@ -66,7 +66,8 @@ def build_index(ctx: TaskContext, embedder: Embedder) -> Built:
     """Index `rag.documents` in a folder of the stage's own; only passages that are new are embedded."""
     rag, before = ctx.spec.rag, embedder.embedded
     folder = ctx.out / _inner(rag.vector_store.path)
-    store_of(rag.vector_store.type)  # before hours of embedding
+    server = Server(rag.vector_store.url, rag.vector_store.api_key)
+    store_of(rag.vector_store.type, server)  # before hours of embedding
     found = documents_of(ctx)
     chunks = chunks_of(found.documents, rag.chunk_size, rag.chunk_overlap)
     vectors = embedder.vectors([chunk.text for chunk in chunks], _reporter(ctx, len(chunks)))
@@ -81,7 +82,7 @@ def build_index(ctx: TaskContext, embedder: Embedder) -> Built:
         chunk_size=rag.chunk_size,
         chunk_overlap=rag.chunk_overlap,
     )
-    write_index(folder, meta, chunks, vectors)
+    write_index(folder, meta, chunks, vectors, server=server)
     return Built(folder, meta, embedder.embedded - before, found.warnings)
 
 

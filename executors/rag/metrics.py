@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.retrieval import Rag
+
 
 def rank_of(expected: frozenset[str], found: Sequence[str]) -> int | None:
     """The place, from 1, of the first document that is one of the expected; None when none was found."""
@@ -18,3 +21,23 @@ def hit_at(k: int, ranks: Sequence[int | None]) -> float:
 def mean_reciprocal_rank(ranks: Sequence[int | None]) -> float:
     """The mean of 1 / rank; a query whose document was not found counts 0 (Voorhees, TREC-8, 1999)."""
     return sum(1 / rank for rank in ranks if rank) / len(ranks)
+
+
+def measured(ranks: Sequence[int | None], top_k: int) -> dict[str, float]:
+    """hit@1, hit@`top_k` and the mean reciprocal rank."""
+    return {**{f"hit@{k}": hit_at(k, ranks) for k in sorted({1, top_k})}, "mrr": mean_reciprocal_rank(ranks)}
+
+
+def verdict(metrics: dict[str, float], queries: int, rag: Rag) -> dict[str, Json]:
+    """What the asset check `retrieval` reports: the numbers, and which of them are below their bounds."""
+    bounds = {f"hit@{rag.search.top_k}": rag.min_hit_rate, "mrr": rag.min_mrr}
+    given = {name: least for name, least in bounds.items() if least is not None}
+    low = {name: least for name, least in given.items() if metrics[name] < least}
+    below: list[Json] = [f"{name} is {metrics[name]:.4g}, less than {least:g}" for name, least in low.items()]
+    return {
+        "passed": not below,
+        **metrics,
+        "queries": queries,
+        **{f"least {name}": least for name, least in given.items()},
+        **({"below": below} if below else {}),
+    }

@@ -13,8 +13,10 @@ from executors.prompts import PromptRow, prompt_rows
 from executors.rag.embedding import Embedder
 from executors.rag.index import Meta, open_index
 from executors.rag.indexing import USES, build_index
-from executors.rag.metrics import hit_at, mean_reciprocal_rank, rank_of
+from executors.rag.metrics import measured, rank_of, verdict
+from executors.rag.reranking import Reranker
 from executors.rag.search import Hit, Searcher
+from executors.rag.stores import Server
 from mloc_dagster.files.atomic import write_json
 from mloc_dagster.spec.base import Json
 
@@ -25,7 +27,8 @@ _DATA = (
 )  # fmt: skip
 RETRIEVAL_USES = frozenset({
     *USES, "rag.search.mode", "rag.search.top_k", "rag.search.similarity_threshold", "rag.search.rerank",
-    "rag.queries", "rag.expected_field", "query", "task", "inference.prompts", *(f"data.{key}" for key in _DATA),
+    "rag.search.rerank_model.*", "rag.queries", "rag.expected_field", "rag.min_hit_rate", "rag.min_mrr",
+    "query", "task", "inference.prompts", *(f"data.{key}" for key in _DATA),
 })  # fmt: skip
 
 
@@ -41,13 +44,15 @@ class Retrieved:
     seconds: float
     metrics: dict[str, float]
     """hit@k and MRR, when the queries say what should be found."""
+    verdict: dict[str, Json]
+    """The same held against its bounds, for the asset check."""
     warnings: tuple[str, ...]
 
 
 class RetrievalExecutor:
-    """`rag`, `retrieval`: finds the passages of an index that answer each query."""
+    """`retrieval`: finds the passages of an index that answer each query."""
 
-    name = "rag"
+    name = "retrieval"
     inline = False
     uses = RETRIEVAL_USES
     section = None
@@ -63,7 +68,7 @@ class RetrievalExecutor:
         usage: dict[str, Json] = {"num_requests": len(queries), "latency_sec": found.seconds}
         payload: dict[str, Json] = {"ok": True, "queries": queries, "usage": usage, "index_path": str(found.index)}
         if found.metrics:
-            payload["metrics"] = found.metrics
+            payload |= {"metrics": found.metrics, "retrieval": found.verdict}
         return Result(
             payload=payload,
             metrics={"queries": len(queries), "latency_sec": found.seconds, **found.metrics},
@@ -72,30 +77,37 @@ class RetrievalExecutor:
         )  # fmt: skip
 
 
+class RagExecutor(RetrievalExecutor):
+    """`rag`: the same as `retrieval`."""
+
+    name = "rag"
+
+
 def retrieve(ctx: TaskContext) -> Retrieved:
     """Search the index for every query of the stage. Raises ExecutorError for conversations and missing indexes."""
     source = prompt_rows(ctx)
     queries = [_query(row) for row in source.rows]
     expected = _expected(ctx, source.rows)
-    if ctx.spec.rag.search.rerank_model is not None:
-        raise ExecutorError("rag.search.rerank_model cannot be used yet.", "Write rerank: true, which compares words.")
-    embedder = Embedder(ctx)
-    folder, warnings = _index_folder(ctx, embedder)
+    rag, embedder = ctx.spec.rag, Embedder(ctx)
+    reranker = Reranker(ctx) if rag.search.rerank_model else None
+    folder, warnings = index_folder(ctx, embedder)
     opened = open_index(
         folder,
         ctx.out / ".cache" / "index",
         embedding_digest=embedder.digest,
-        collection=ctx.spec.rag.vector_store.collection,
+        collection=rag.vector_store.collection,
+        server=Server(rag.vector_store.url, rag.vector_store.api_key),
     )
     with opened as index:
         started = time.monotonic()
-        hits = Searcher(index, embedder, ctx.spec.rag.search).hits(queries)
+        hits = Searcher(index, embedder, rag.search, reranker).hits(queries)
         seconds = time.monotonic() - started
         meta = index.meta
     ctx.progress.update(len(queries), len(queries), "queries")
-    metrics = _metrics(expected, hits, ctx.spec.rag.search.top_k) if expected else {}
+    metrics = measured(_ranks(expected, hits), rag.search.top_k) if expected else {}
+    judged = verdict(metrics, len(queries), rag) if expected else {}
     warnings = (*source.warnings, *warnings)
-    return Retrieved(source.rows, queries, hits, folder, meta, seconds, metrics, warnings)
+    return Retrieved(source.rows, queries, hits, folder, meta, seconds, metrics, judged, warnings)
 
 
 def write_queries(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> None:
@@ -103,7 +115,7 @@ def write_queries(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> No
     write_json(ctx.out / "queries.json", ctx.redact(list(queries)))
 
 
-def _index_folder(ctx: TaskContext, embedder: Embedder) -> tuple[Path, tuple[str, ...]]:
+def index_folder(ctx: TaskContext, embedder: Embedder) -> tuple[Path, tuple[str, ...]]:
     """The index that the stage names, or one of its own documents."""
     rag = ctx.spec.rag
     if rag.documents is not None:
@@ -143,7 +155,5 @@ def _expected(ctx: TaskContext, rows: Sequence[PromptRow]) -> list[frozenset[str
     return [frozenset(map(str, value)) if isinstance(value, list) else frozenset({str(value)}) for value in values]
 
 
-def _metrics(expected: Sequence[frozenset[str]], hits: Sequence[Sequence[Hit]], top_k: int) -> dict[str, float]:
-    ranks = [rank_of(right, [hit.chunk.document for hit in found]) for right, found in zip(expected, hits, strict=True)]
-    at = {f"hit@{k}": hit_at(k, ranks) for k in sorted({1, top_k})}
-    return {**at, "mrr": mean_reciprocal_rank(ranks)}
+def _ranks(expected: Sequence[frozenset[str]], hits: Sequence[Sequence[Hit]]) -> list[int | None]:
+    return [rank_of(right, [hit.chunk.document for hit in found]) for right, found in zip(expected, hits, strict=True)]

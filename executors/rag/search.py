@@ -9,9 +9,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from executors.base import ExecutorError
 from executors.rag.chunking import Chunk
 from executors.rag.embedding import Embedder
 from executors.rag.index import Index
+from executors.rag.reranking import Reranker
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.retrieval import Search
 
@@ -32,6 +34,8 @@ class Hit:
     chunk: Chunk
     score: float
     similarity: float | None
+    search_score: float | None = None
+    """The score before a cross-encoder gave its own; None when there is none."""
 
     def item(self) -> dict[str, Json]:
         """The hit as it stands in a result."""
@@ -43,6 +47,7 @@ class Hit:
                 "document": self.chunk.document,
                 "start": self.chunk.start,
                 "similarity": self.similarity,
+                **({} if self.search_score is None else {"search_score": self.search_score}),
                 **self.chunk.metadata,
             },
         }
@@ -51,8 +56,14 @@ class Hit:
 class Searcher:
     """Answers queries from an index."""
 
-    def __init__(self, index: Index, embedder: Embedder, search: Search) -> None:
-        self._index, self._embedder, self._search = index, embedder, search
+    def __init__(self, index: Index, embedder: Embedder, search: Search, reranker: Reranker | None = None) -> None:
+        """Raises ExecutorError when the search names a cross-encoder and none is given."""
+        if search.rerank_model is not None and reranker is None:
+            raise ExecutorError(
+                "rag.search.rerank_model cannot be used by this type of task yet.",
+                "Write rerank: true, which compares words.",
+            )
+        self._index, self._embedder, self._search, self._reranker = index, embedder, search, reranker
         self._words = [words_of(chunk.text) for chunk in index.chunks]
 
     def hits(self, queries: Sequence[str]) -> list[list[Hit]]:
@@ -83,10 +94,18 @@ class Searcher:
         if search.similarity_threshold is not None:
             least = search.similarity_threshold
             scores = {position: score for position, score in scores.items() if dense.get(position, -1.0) >= least}
-        if search.rerank:
+        before = scores if self._reranker else {}
+        if self._reranker:
+            scores = self._judged(self._reranker, query, scores)
+        elif search.rerank:
             scores = self._covered(query, scores)
         best = sorted(scores, key=lambda position: (-scores[position], position))[: search.top_k]
-        return [Hit(self._index.chunks[position], scores[position], dense.get(position)) for position in best]
+        return [Hit(self._index.chunks[at], scores[at], dense.get(at), before.get(at)) for at in best]
+
+    def _judged(self, reranker: Reranker, query: str, scores: dict[int, float]) -> dict[int, float]:
+        """The cross-encoder's score of each candidate."""
+        made = reranker.scores(query, [self._index.chunks[position].text for position in scores])
+        return dict(zip(scores, made, strict=True))
 
     def _covered(self, query: str, scores: dict[int, float]) -> dict[int, float]:
         """The share of the query's words that a passage holds, rare words weighing more; ties keep their order."""

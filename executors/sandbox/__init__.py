@@ -2,6 +2,6 @@
 
 from executors.sandbox.ended import Ended
 from executors.sandbox.limits import Limits
-from executors.sandbox.run import run
+from executors.sandbox.run import contained, run
 
-__all__ = ["Ended", "Limits", "run"]
+__all__ = ["Ended", "Limits", "contained", "run"]

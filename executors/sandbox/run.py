@@ -53,6 +53,17 @@ def run(command: Sequence[str] | str, *, work: Path, limits: Limits, stdin: str 
         shutil.rmtree(scratch, ignore_errors=True)  # never follows a link, unlike TemporaryDirectory's way with modes
 
 
+def contained(command: Sequence[str], *, work: Path, scratch: Path, limits: Limits) -> tuple[list[str], dict[str, str]]:
+    """Return the command line and the environment that run a command contained, for a caller that talks to it.
+
+    Whoever starts it ends it. Only the limits of each process hold: nobody watches time, disk and memory of all.
+    """
+    backend = chosen()
+    view = view_of(work, scratch)
+    seen = "/tmp" if backend.contained else str(scratch)
+    return backend.command(view, _limited(list(command), limits, backend)), environment(view.work, seen)
+
+
 def _run(
     line: list[str], backend: Backend, work: Path, scratch: Path, env: dict[str, str], limits: Limits, stdin: str
 ) -> Ended:

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from executors.base import Result
 from executors.context import TaskContext
-
-if TYPE_CHECKING:
-    from mloc_dagster.spec.model import Lora
 
 _ROWS = (
     "url", "dataset_name", "config_name", "name", "revision", "split", "max_samples", "shuffle", "seed", "jsonl.*",
@@ -23,7 +18,8 @@ _TRAINING = (
     "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed", "auto_deepspeed_stage",
 )  # fmt: skip
 _ALL = frozenset({
-    "model.source.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*", "enforce_cpu",
+    "model.source.*", "model.config.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*",
+    "enforce_cpu",
     *(f"data.{key}" for key in _ROWS), *(f"training.{key}" for key in _TRAINING),
 })  # fmt: skip
 
@@ -39,9 +35,10 @@ class RewardExecutor:
 
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
+        from executors.training.lora import adapter_of
         from executors.training.reward import train_reward_model
 
-        return train_reward_model(ctx, _lora(ctx))
+        return train_reward_model(ctx, adapter_of(ctx))
 
 
 class DpoExecutor:
@@ -56,8 +53,9 @@ class DpoExecutor:
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
         from executors.training.dpo import prefer
+        from executors.training.lora import adapter_of
 
-        return prefer(ctx, _lora(ctx))
+        return prefer(ctx, adapter_of(ctx))
 
 
 class GrpoExecutor:
@@ -75,15 +73,6 @@ class GrpoExecutor:
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
         from executors.training.grpo import reinforce
+        from executors.training.lora import adapter_of
 
-        return reinforce(ctx, _lora(ctx))
-
-
-def _lora(ctx: TaskContext) -> Lora | None:
-    """The adapter's settings where `lora` or `model.adapter` is given, else None: all weights are trained."""
-    from executors.training.lora import lora_settings
-
-    adapter = ctx.spec.model.adapter
-    if adapter is None:
-        return None if ctx.spec.lora is None else lora_settings(ctx)
-    return None if adapter.type == "full" else lora_settings(ctx)
+        return reinforce(ctx, adapter_of(ctx))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from executors.base import ExecutorError
+from executors.training.elsewhere import without_effect, without_those_said_elsewhere
+from executors.training.trackers import tracking
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.training import Training
 
@@ -21,6 +22,7 @@ _HANDLED_HERE = {
     "tracker_project_name", "allow_multi_gpu", "visible_devices", "primary_gpu", "nproc_per_node", "auto_deepspeed",
     "auto_deepspeed_stage", "deepspeed", "fsdp", "fsdp_config", "fp16", "bf16",
 }  # fmt: skip
+_SHARDING = ("deepspeed", "auto_deepspeed", "auto_deepspeed_stage", "fsdp", "fsdp_config")
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,9 @@ def trainer_arguments(
     left to `executors.training.checkpoints`, progress to `executors.training.progress`.
     """
     known = {field.name for field in fields(config)}
-    extra = training.model_extra or {}
-    _refuse_unknown(extra, known, config)
+    _refuse_unknown(training.model_extra or {}, known, config)
+    extra, warnings = without_those_said_elsewhere(training.model_extra or {})
+    warnings += without_effect(training)
     values: dict[str, Any] = {}
     for key in type(training).model_fields:
         value, name = getattr(training, key), _RENAMED.get(key, key)
@@ -57,11 +60,10 @@ def trainer_arguments(
             values[name] = value
     if training.learning_rate is None and learning_rate is not None:
         values["learning_rate"] = learning_rate
-    warnings: list[str] = []
-    values |= extra
     values |= _precision(training, on_gpu, warnings)
     values |= _distribution(training, on_gpu, warnings)
-    values |= _tracking(training, known, checkpoints.parent, warnings)
+    values |= tracking(training, known, checkpoints.parent, warnings)
+    values |= extra
     values |= {"output_dir": str(checkpoints), "save_strategy": "no", "disable_tqdm": True, "push_to_hub": False}
     return Arguments(values, tuple(warnings))
 
@@ -78,7 +80,8 @@ def _refuse_unknown(extra: Mapping[str, Json], known: set[str], config: type) ->
 def _precision(training: Training, on_gpu: bool, warnings: list[str]) -> dict[str, Any]:
     if not on_gpu:
         if training.fp16 or training.bf16:
-            warnings.append("training.fp16 and training.bf16 count only on a GPU; float32 was used")
+            given = [key for key in ("fp16", "bf16") if getattr(training, key)]
+            warnings.append(f"training.{', training.'.join(given)} counts only on a GPU; float32 was used")
         return {"use_cpu": True, "fp16": False, "bf16": False, "dataloader_pin_memory": False}
     import torch
 
@@ -88,17 +91,19 @@ def _precision(training: Training, on_gpu: bool, warnings: list[str]) -> dict[st
 
 def _distribution(training: Training, on_gpu: bool, warnings: list[str]) -> dict[str, Any]:
     """DeepSpeed and FSDP settings, as transformers takes them."""
-    deepspeed = training.deepspeed or (_zero(training) if training.auto_deepspeed else None)
-    given = {"deepspeed": deepspeed, "fsdp": training.fsdp, "fsdp_config": training.fsdp_config}
-    given = {key: value for key, value in given.items() if value}
-    if not on_gpu and (given or training.auto_deepspeed):
-        warnings.append(f"training.{', training.'.join(given)} counts only on a GPU")
+    asked = [key for key in _SHARDING if getattr(training, key) not in (None, False)]
+    if not on_gpu:
+        if asked:
+            warnings.append(f"training.{', training.'.join(asked)} counts only on a GPU")
         return {}
-    if deepspeed and (training.fsdp or training.fsdp_config):
+    deepspeed = training.deepspeed or (_zero(training) if training.auto_deepspeed else None)
+    if deepspeed and training.fsdp:
         raise ExecutorError("training asks for both deepspeed and fsdp, which exclude each other.", "Remove one.")
     if deepspeed and find_spec("deepspeed") is None:
         raise ExecutorError("training.deepspeed needs deepspeed, which is not installed.", "Run: pip install deepspeed")
-    return given
+    fsdp = {"fsdp": training.fsdp, "fsdp_config": training.fsdp_config} if training.fsdp else {}
+    given = {"deepspeed": deepspeed} | fsdp
+    return {key: value for key, value in given.items() if value}
 
 
 def _zero(training: Training) -> dict[str, Json]:
@@ -112,23 +117,3 @@ def _zero(training: Training) -> dict[str, Json]:
     )  # fmt: skip
     precision = {"bf16": {"enabled": "auto"}, "fp16": {"enabled": "auto"}}
     return {"zero_optimization": {"stage": stage}, **precision, **dict.fromkeys(automatic, "auto")}
-
-
-def _tracking(training: Training, known: set[str], out: Path, warnings: list[str]) -> dict[str, Any]:
-    """Trackers that are installed here. What they write to disk goes into `out`, unless the environment says where."""
-    asked = [training.log_with] if isinstance(training.log_with, str) else training.log_with or []
-    present = [name for name in asked if find_spec(name)]
-    for name in asked:
-        if name not in present:
-            warnings.append(f"training.log_with: {name} is not installed here, so nothing is sent to it")
-    project = training.tracker_project_name
-    places = {
-        "tensorboard": {"TENSORBOARD_LOGGING_DIR": str(out / "tensorboard")},
-        "wandb": {"WANDB_DIR": str(out), "WANDB_PROJECT": project},
-        "mlflow": {"MLFLOW_TRACKING_URI": f"sqlite:///{out}/mlflow.db", "MLFLOW_EXPERIMENT_NAME": project},
-    }
-    for name in present:
-        for variable, value in places.get(name, {}).items():
-            if value:
-                os.environ.setdefault(variable, value)
-    return {"report_to": present or "none"} | ({"project": project} if project and "project" in known else {})

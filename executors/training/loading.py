@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 from executors.base import ExecutorError
 from executors.context import TaskContext
 from executors.training.devices import training_dtype
-from executors.training.lora import quantization
+from executors.training.lora import quantization, unused_settings
 from executors.weights import Start, trusts_code
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Lora
@@ -26,6 +26,10 @@ def load_model(
     ExecutorError when the weights cannot be loaded so.
     """
     quantized, warnings = quantization(ctx, gpu, lora)
+    if ctx.spec.lora is not None and lora is None:
+        warnings.append("lora is not used: model.adapter.type is full")
+    if ctx.spec.model.config.device_map_auto:
+        warnings.append("model.config.device_map_auto is not used: a process trains on one device")
     arguments |= {"dtype": training_dtype(ctx, gpu, lora is not None)} | _attention(ctx, gpu, warnings)
     if quantized:
         arguments |= {
@@ -46,6 +50,7 @@ def load_model(
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=checkpointing)
     if start.adapter and lora:
         model = PeftModel.from_pretrained(model, str(start.adapter), is_trainable=True)
+        warnings += unused_settings(lora, model.peft_config["default"])
     elif start.adapter:
         model = PeftModel.from_pretrained(model, str(start.adapter)).merge_and_unload(safe_merge=True)
         model.requires_grad_(True)  # PEFT froze them

@@ -10,7 +10,15 @@ from peft import AdaLoraConfig, LoraConfig
 from executors.base import ExecutorError
 from executors.context import TaskContext
 from executors.training.adalora import start_rank
+from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Lora
+
+
+def adapter_of(ctx: TaskContext) -> Lora | None:
+    """The settings of the adapter where `lora` or `model.adapter` asks for one; None: all weights are trained."""
+    adapter = ctx.spec.model.adapter
+    wanted = ctx.spec.lora is not None if adapter is None else adapter.type != "full"
+    return lora_settings(ctx) if wanted else None
 
 
 def lora_settings(ctx: TaskContext) -> Lora:
@@ -25,10 +33,13 @@ def lora_settings(ctx: TaskContext) -> Lora:
 def adapter_config(ctx: TaskContext, lora: Lora) -> LoraConfig:
     """PEFT's configuration of the method that `model.adapter.type` names; LoRA where it is silent.
 
-    Raises ExecutorError for settings that the method does not have.
+    Raises ExecutorError for settings that the method does not have, and for those that PEFT refuses.
     """
     adapter = ctx.spec.model.adapter
-    return _adalora_config(lora) if adapter is not None and adapter.type == "adalora" else lora_config(lora)
+    try:
+        return _adalora_config(lora) if adapter is not None and adapter.type == "adalora" else lora_config(lora)
+    except ValueError as error:
+        raise ExecutorError(f"PEFT refuses spec.lora: {error}", "Mend the key.") from error
 
 
 def lora_config(lora: Lora) -> LoraConfig:
@@ -54,6 +65,28 @@ def _shared(lora: Lora) -> dict[str, Any]:
         "target_modules": lora.target_modules or "all-linear",
         "task_type": lora.task_type,
     }
+
+
+def unused_settings(lora: Lora, kept: Any) -> list[str]:
+    """Warnings for settings that an adapter which is trained on does not take: it keeps its own (`kept`, PEFT's)."""
+    own = {
+        "r": kept.target_r if isinstance(kept, AdaLoraConfig) else kept.r,
+        "alpha": kept.lora_alpha,
+        "dropout": kept.lora_dropout,
+        "bias": kept.bias,
+        "target_modules": kept.target_modules,
+        "task_type": str(getattr(kept.task_type, "value", kept.task_type)),
+        "use_rslora": kept.use_rslora,
+    }
+    return [
+        f"lora.{key} {_plain(getattr(lora, key))} is not used: the adapter of checkpoint.load has {_plain(has)}"
+        for key, has in own.items()
+        if key in lora.model_fields_set and _plain(getattr(lora, key)) not in (_plain(has), "all-linear")
+    ]
+
+
+def _plain(value: Json) -> Json:
+    return sorted(value) if isinstance(value, list | set) else value
 
 
 def quantization(ctx: TaskContext, gpu: bool, lora: Lora | None) -> tuple[Any, list[str]]:

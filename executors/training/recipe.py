@@ -19,7 +19,7 @@ from executors.rows import TrainingRows, training_rows
 from executors.training.adalora import AdaLora
 from executors.training.arguments import Arguments, trainer_arguments
 from executors.training.checkpoints import AlreadyFinished, Checkpointing, resume_point
-from executors.training.devices import on_gpu
+from executors.training.devices import on_gpu, with_precision
 from executors.training.finish import end_if_stopped, fingerprint, save_weights, training_result
 from executors.training.progress import Progress
 from executors.weights import Start, digest, starting_weights, trusts_code
@@ -58,7 +58,7 @@ def prepare(
         rows = training_rows(ctx)
         start = starting_weights(ctx)
     arguments = trainer_arguments(
-        ctx.spec.training, config, checkpoints=checkpoints, on_gpu=gpu, learning_rate=learning_rate
+        with_precision(ctx), config, checkpoints=checkpoints, on_gpu=gpu, learning_rate=learning_rate
     )
     arguments = replace(arguments, values={**arguments.values, **(more or {})})
     args = arguments.build(config)
@@ -114,7 +114,10 @@ def fit(
         ctx, trainer, rows=rows, seconds=time.monotonic() - setup.started, resumed_from=resumed_from, saved=saved,
         weights_digest=weights_digest, start_digest=digest(setup.start.model),
         changed=fingerprint(trainer.model) != before,
-        warnings=[*layout.warnings, *setup.rows.table.warnings, *setup.arguments.warnings, *warnings],
+        warnings=[
+            *layout.warnings, *setup.start.warnings, *setup.rows.table.warnings, *setup.arguments.warnings, *warnings,
+            *_dropout(setup),
+        ],
     )  # fmt: skip
     last = _last_logged(trainer.state.log_history, logged)
     metrics = {**result.payload["metrics"], **last}
@@ -124,6 +127,15 @@ def fit(
             "metrics": {**result.metrics, **last},
         }
     )
+
+
+def _dropout(setup: Setup) -> list[str]:
+    """DPO, reward modelling and PPO train without dropout unless the file says otherwise."""
+    lora = setup.lora
+    if lora is None or not lora.dropout or "dropout" not in lora.model_fields_set:
+        return []
+    disabled = getattr(setup.args, "disable_dropout", False)
+    return [f"lora.dropout {lora.dropout} is not applied: training.disable_dropout is true"] if disabled else []
 
 
 def _last_logged(history: Sequence[Mapping[str, Json]], names: Sequence[str]) -> dict[str, float]:

@@ -22,13 +22,13 @@ TRAINING_OF_OTHERS = frozenset({
 })  # fmt: skip
 """Typed keys of `spec.training` that supervised training does not read. Any further key goes to TRL's SFTConfig."""
 _USES = frozenset({
-    "model.source.*", "model.adapter.*", "model.transformers.dtype", "model.transformers.trust_remote_code",
-    "checkpoint.*", "enforce_cpu", *(f"data.{key}" for key in _DATA), *(f"training.{key}" for key in _TRAINING),
+    "model.source.*", "model.config.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*",
+    "enforce_cpu", *(f"data.{key}" for key in _DATA), *(f"training.{key}" for key in _TRAINING),
 })  # fmt: skip
 
 
 class SftExecutor:
-    """`sft`: trains all weights, or an adapter where `model.adapter` asks for one."""
+    """`sft`: trains all weights, or an adapter where `lora` or `model.adapter` asks for one."""
 
     name = "sft"
     inline = False
@@ -38,11 +38,10 @@ class SftExecutor:
 
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
-        from executors.training.lora import lora_settings
+        from executors.training.lora import adapter_of
         from executors.training.supervised import fine_tune
 
-        adapter = ctx.spec.model.adapter
-        return fine_tune(ctx, None if adapter is None or adapter.type == "full" else lora_settings(ctx))
+        return fine_tune(ctx, adapter_of(ctx))
 
 
 class LoraSftExecutor:
@@ -51,7 +50,7 @@ class LoraSftExecutor:
     name = "lora_sft"
     inline = False
     distributed = True
-    uses = _USES | {"lora.*"}
+    uses = _USES
     section = None
 
     def run(self, ctx: TaskContext) -> Result:

@@ -19,7 +19,7 @@ from executors.context import TaskContext
 from executors.rows import Example, Pair, TrainingRows, examples, needs_template
 from executors.training.loading import load_model
 from executors.training.lora import adapter_config
-from executors.training.recipe import callbacks, fit, prepare
+from executors.training.recipe import callbacks, fit, make_trainer, prepare
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Lora
 
@@ -32,11 +32,11 @@ def fine_tune(ctx: TaskContext, lora: Lora | None) -> Result:
     setup = prepare(ctx, SFTConfig, lora, learning_rate=_LORA_LEARNING_RATE if lora else None)
     dataset = as_dataset(setup.rows, has_chat_template=bool(setup.tokenizer.chat_template))
     model, warnings = load_model(ctx, setup.start, lora, setup.gpu)
-    trainer = SFTTrainer(
+    trainer = make_trainer(
+        SFTTrainer,
+        setup,
         model=model,
-        args=setup.args,
         train_dataset=dataset,
-        processing_class=setup.tokenizer,
         peft_config=adapter_config(ctx, lora) if lora and not isinstance(model, PeftModel) else None,
         callbacks=callbacks(ctx),
     )

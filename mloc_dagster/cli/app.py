@@ -57,4 +57,4 @@ def _version(on: bool) -> None:
         raise typer.Exit
 
 
-from mloc_dagster.cli import doctor, files, runs, service  # noqa: E402,F401  (each adds its commands to `app`)
+from mloc_dagster.cli import doctor, engines, files, queue, runs, service  # noqa: E402,F401  (each adds its commands to `app`)

@@ -82,7 +82,8 @@ def doctor(json: AsJson = False) -> None:
         "task types: " + ", ".join(f"{name}{'' if ok else ' (extra missing)'}" for name, ok in sorted(ready.items())),
         highlight=False,
     )
-    console.print("not there yet: " + ", ".join(sorted(PLANNED)), highlight=False)
+    if PLANNED:
+        console.print("not there yet: " + ", ".join(sorted(PLANNED)), highlight=False)
 
 
 def _version(package: str) -> str | None:

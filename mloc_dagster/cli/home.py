@@ -17,11 +17,13 @@ def open_home() -> tuple[DagsterInstance, Home]:
     import yaml
     from dagster_shared.error import DagsterError
 
-    from mloc_dagster.definitions.instance import open_instance
+    from mloc_dagster.definitions.instance import hold_connections, open_instance
 
     home = Home.current()
     try:
-        return open_instance(home), home
+        instance = open_instance(home)
+        hold_connections(instance)
+        return instance, home
     except (DagsterError, yaml.YAMLError) as error:
         folder = os.environ["DAGSTER_HOME"]
         reason = " ".join(str(error).split())[:300]

@@ -45,9 +45,15 @@ def run(file: TaskPath, json: AsJson = False, on: OnCpu = None, fresh: Fresh = F
 
 
 @app.command()
-def submit(file: TaskPath, json: AsJson = False, on: OnCpu = None, fresh: Fresh = False) -> None:
+def submit(
+    file: TaskPath,
+    json: AsJson = False,
+    on: OnCpu = None,
+    fresh: Fresh = False,
+    priority: Annotated[int, typer.Option(help="Runs of higher priority begin first; see: mloc queue.")] = 0,
+) -> None:
     """Start a task file and return at once; the run goes on without this terminal."""
-    _, _, run_id, plan = _submit(file, on, fresh, quiet=json)
+    _, _, run_id, plan = _submit(file, on, fresh, quiet=json, priority=priority)
     if json:
         as_json({"task_id": run_id, "task": plan.task.name})
     else:
@@ -149,7 +155,9 @@ def cancel(task: RunId) -> None:
     error_console.print(f"{found.run_id[:8]} is still ending; see: mloc show {found.run_id[:8]}", highlight=False)
 
 
-def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[DagsterInstance, Home, str, Plan]:
+def _submit(
+    file: Path, on: str | None, fresh: bool, quiet: bool, priority: int = 0
+) -> tuple[DagsterInstance, Home, str, Plan]:
     from mloc_dagster.plan import compile_plan
     from mloc_dagster.spec import load_file
 
@@ -161,7 +169,8 @@ def _submit(file: Path, on: str | None, fresh: bool, quiet: bool) -> tuple[Dagst
     instance, home = _open()
     from mloc_dagster.definitions.submit import submit_file
 
-    return instance, home, submit_file(instance, home, compiled, fresh=fresh), compiled
+    tags = {"dagster/priority": str(priority)} if priority else None
+    return instance, home, submit_file(instance, home, compiled, fresh=fresh, tags=tags), compiled
 
 
 def _open() -> tuple[DagsterInstance, Home]:

@@ -29,9 +29,11 @@ def up(
     ] = "127.0.0.1",
     on: OnCpu = None,
 ) -> None:
-    """Start the web UI and the daemon (sensors, monitoring); Ctrl-C stops both."""
+    """Start the web UI and the daemon (queue, sensors, monitoring); Ctrl-C stops both."""
     from mloc_dagster.cli.home import open_home
     from mloc_dagster.files.atomic import write_text
+    from mloc_dagster.placement.launcher import LocalRunLauncher
+    from mloc_dagster.placement.launcher.client import stop as stop_pools
 
     check_on(on)
     if host not in _LOOPBACK:
@@ -41,7 +43,9 @@ def up(
         )
     if _taken(host, port):
         fail(f"port {port} is in use", "name another one with --port")
-    _, home = open_home()
+    instance, home = open_home()
+    if isinstance(instance.run_launcher, LocalRunLauncher):
+        instance.run_launcher.warm_up()
     home.inbox.mkdir(parents=True, exist_ok=True)
     local = Path("task_specs")
     if local.is_dir():
@@ -53,11 +57,13 @@ def up(
     )
     commands = {
         "web": ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],
-        "daemon": ["dagster._daemon", "run", "-w", str(workspace)],
+        "daemon": ["mloc_dagster.definitions.daemon", "-w", str(workspace)],
     }
     children = {name: _start(name, command, home.logs) for name, command in commands.items()}
     console.print(f"UI http://{host}:{port}, inbox {home.inbox}; Ctrl-C stops", highlight=False, soft_wrap=True)
-    raise typer.Exit(_watch(children, home.logs))
+    code = _watch(children, home.logs)
+    stop_pools(home)
+    raise typer.Exit(code)
 
 
 def _start(name: str, command: list[str], logs: Path) -> subprocess.Popen[bytes]:

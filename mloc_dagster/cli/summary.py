@@ -16,7 +16,7 @@ from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import Envelope, read_envelope
 
 if TYPE_CHECKING:
-    from dagster import DagsterInstance
+    from dagster import DagsterInstance, DagsterRun
 
 _FINE = {"SUCCESS": "green", "FAILURE": "red"}
 
@@ -102,9 +102,20 @@ def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
         )
         for stat in sorted(stats, key=lambda stat: stat.start_time or 0)
     )
+    if found.is_finished:
+        started = {stat.step_key for stat in stats}
+        steps = (*steps, *((_asset_of(found, key), "not run", None) for key in _planned(instance, found, started)))
     task = found.tags.get("mloc/task") or found.job_name
     errors = (*_errors(instance, run_id), *damaged)
     return Summary(run_id, task_id, task, found.status.value, stages, steps, errors, folder)
+
+
+def _planned(instance: DagsterInstance, run: DagsterRun, started: set[str]) -> list[str]:
+    """Steps that the run was to carry out and never came to, such as those that waited for a failed one."""
+    if run.execution_plan_snapshot_id is None:
+        return []
+    snapshot = instance.get_execution_plan_snapshot(run.execution_plan_snapshot_id)
+    return [key for key in snapshot.step_keys_to_execute if key not in started]
 
 
 def _stages(folder: Path) -> tuple[tuple[StageSummary, ...], list[tuple[str, str]]]:

@@ -23,14 +23,22 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.job.asset_job import build_asset_job
 
 from mloc_dagster.definitions.execution import execute
+from mloc_dagster.placement.executor import DEVICE, side_by_side
+from mloc_dagster.placement.queue.asked import queue_tags
 from mloc_dagster.plan.digest import CODE_VERSION
-from mloc_dagster.plan.steps import Plan, Step
+from mloc_dagster.plan.steps import OF_TASK, Plan, Step
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 
 _SECRET = re.compile("token|secret|passw|authorization|cookie|credential|api_?key|access_?key", re.IGNORECASE)
 _OPEN = re.compile("tokens$|tokenizer|token_id|^(max|min|pad|eos|bos|stop|num)_", re.IGNORECASE)
+_TITLES = {
+    "model": "Model",
+    "dataset": "Data set",
+    "publish": "Published result",
+    "final_output": "What the workflow hands out:",
+}
 _LOGIN = re.compile(r"://[^/@\s]+@")
 
 
@@ -44,14 +52,14 @@ class TaskJob:
 
 
 def build_job(plan: Plan, name: str) -> TaskJob:
-    """Return the job of a plan; its steps run one by one in the run's process, heavy work in processes of its own."""
+    """Return the job of a plan: steps that wait for nothing run side by side, unless the file wants one at a time."""
     common = Counter(step.op_name for step in plan.steps)
     assets = tuple(_asset(plan, step, _op_name(step, common)) for step in plan.steps)
     job = build_asset_job(
         name=name,
         asset_graph=AssetGraph.from_assets(assets),
         allow_different_partitions_defs=False,
-        executor_def=in_process_executor,
+        executor_def=in_process_executor if plan.task.workflow.one_at_a_time else side_by_side,
         description=plan.task.description or f"Task {plan.task.name}",
         tags=run_tags(plan),
     )
@@ -73,8 +81,8 @@ def _asset(plan: Plan, step: Step, op_name: str) -> AssetsDefinition:
         key=key,
         deps=[AssetKey(list(plan.by_key[parent].asset_key)) for parent in step.depends_on],
         description=_description(plan, step, stage),
-        group_name=_identifier(plan.task.project) if step.kind in ("stage", "publish") else f"{step.kind}s",
-        owners=[_owner(plan.task.owner)] if step.kind in ("stage", "publish") else None,
+        group_name=_identifier(plan.task.project) if step.kind in OF_TASK else f"{step.kind}s",
+        owners=[_owner(plan.task.owner)] if step.kind in OF_TASK else None,
         tags=_asset_tags(plan, step, stage),
         kinds=_kinds(step, stage),
         code_version=CODE_VERSION,
@@ -82,11 +90,22 @@ def _asset(plan: Plan, step: Step, op_name: str) -> AssetsDefinition:
     )
     checks = [AssetCheckSpec(name=name, asset=key) for name in check_names(step)]
 
-    @multi_asset(name=op_name, specs=[spec], check_specs=checks, op_tags={"mloc/step": step.kind})
+    @multi_asset(name=op_name, specs=[spec], check_specs=checks, op_tags=_op_tags(plan, step))
     def compute(context):  # Dagster reads annotations at run time, which deferred ones break
         yield from execute(context, plan, step)
 
     return compute
+
+
+def _op_tags(plan: Plan, step: Step) -> dict[str, str]:
+    """The step's kind, its place in the file (it decides between steps that are ready), whether it takes a GPU."""
+    tags = {"mloc/step": step.kind, "dagster/priority": str(-plan.steps.index(step))}
+    return {**tags, DEVICE: "gpu"} if step.kind == "stage" and step.stage and _may_take_gpu(step.stage) else tags
+
+
+def _may_take_gpu(stage: Stage) -> bool:
+    gpu = stage.spec.resources.hardware.gpu
+    return not stage.spec.enforce_cpu and (gpu is None or gpu.count != 0)
 
 
 def check_names(step: Step) -> tuple[str, ...]:
@@ -96,7 +115,14 @@ def check_names(step: Step) -> tuple[str, ...]:
     spec = step.stage.spec
     training = ("loss_finite", "weights_changed") if known()[spec.task_type].trains else ()
     gate = ("gate",) if spec.evaluation and spec.evaluation.gate and spec.task_type == "evaluation" else ()
-    return ("artifacts_present", *training, *gate)
+    retrieval = ("retrieval",) if _measures_retrieval(step.stage) else ()
+    return ("artifacts_present", *training, *gate, *retrieval)
+
+
+def _measures_retrieval(stage: Stage) -> bool:
+    """Whether the queries of a stage say which documents are right."""
+    given = stage.spec.rag.expected_field is not None or stage.is_deferred("rag.expected_field")
+    return given and known()[stage.spec.task_type].reads("rag.expected_field")
 
 
 def run_tags(plan: Plan) -> dict[str, str]:
@@ -107,6 +133,7 @@ def run_tags(plan: Plan) -> dict[str, str]:
         "mloc/owner": task.owner,
         "mloc/project": task.project,
         "mloc/spec_digest": task.digest[:16],
+        **queue_tags(plan),
     }
 
 
@@ -121,14 +148,14 @@ def _description(plan: Plan, step: Step, stage: Stage) -> str:
     if step.kind == "stage":
         what = known()[stage.spec.task_type].summary
         return f"{plan.task.description}\n\nStage {stage.name} ({stage.spec.task_type}): {what}.".strip()
-    return {"model": "Model", "dataset": "Data set", "publish": "Published result"}[step.kind] + f" {_source(step)}"
+    return f"{_TITLES[step.kind]} {_source(step)}"
 
 
 def _metadata(plan: Plan, step: Step, stage: Stage) -> dict[str, MetadataValue]:
     metadata: dict[str, MetadataValue] = {}
     if step.source:
         metadata["source"] = MetadataValue.text(_source(step))
-    if step.kind not in ("stage", "publish"):
+    if step.kind not in OF_TASK:
         return metadata
     if plan.task.path:
         metadata["task_file"] = MetadataValue.path(f"{plan.task.path.absolute()}:{stage.line}")
@@ -161,6 +188,8 @@ def _kinds(step: Step, stage: Stage) -> set[str]:
         return {"model", step.model.type if step.model else "local"}
     if step.kind == "dataset":
         return {"dataset", "huggingface"} if spec.data.dataset_name else {"dataset"}
+    if step.kind == "final_output":
+        return {"publish", "local"}
     if step.kind == "publish":
         return {"publish", *([spec.output.destination.type] if spec.output.destination else [])}
     if spec.model.vllm:

@@ -12,6 +12,7 @@ from dagster import (
     AssetCheckSeverity,
     AssetExecutionContext,
     AssetKey,
+    DagsterEventType,
     DataVersion,
     Failure,
     MaterializeResult,
@@ -43,6 +44,7 @@ def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[
     from mloc_dagster.placement.local.work import StepCancelled, StepFailed, run_step
 
     run = _run_info(context)
+    _stop_after_failure(context, plan)
     begun = time.monotonic()
     try:
         outcome = run_step(plan, step, run, _reporter(context))
@@ -62,10 +64,22 @@ def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[
     )
 
 
+def _stop_after_failure(context: AssetExecutionContext, plan: Plan) -> None:
+    """Raise Failure when another step failed and the file wants nothing to start after that."""
+    if plan.task.workflow.failure_strategy != "stop":
+        return
+    failed = context.instance.all_logs(context.run_id, of_type=DagsterEventType.STEP_FAILURE)
+    names = ", ".join(dict.fromkeys(entry.step_key for entry in failed if entry.step_key))
+    if names:
+        raise Failure(f"not started: {names} failed, and workflow_config.failure_strategy is stop", allow_retries=False)
+
+
 def _run_info(context: AssetExecutionContext) -> RunInfo:
+    from mloc_dagster.placement.ledger.grant import Grant
     from mloc_dagster.placement.local.work import RunInfo
 
     run = context.run
+    grant = Grant.of_run(run)
     return RunInfo(
         run_id=run.run_id,
         task_id=run.tags.get(TASK_ID) or run.root_run_id or run.run_id,
@@ -73,6 +87,7 @@ def _run_info(context: AssetExecutionContext) -> RunInfo:
         fresh=run.tags.get(FRESH) == "true",
         on_cpu=run.tags.get(ON) == "cpu" or inventory.cpu_forced(),
         cancelled=lambda: False,
+        granted=grant.devices if grant else None,
     )
 
 

@@ -13,10 +13,27 @@ if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 DAGSTER_YAML = """\
-# Runs of task files, on this machine; storage is SQLite in DAGSTER_HOME. Yours to change.
+# Runs of task files, on this machine. Yours to change.
+
+# Dagster's SQLite files in DAGSTER_HOME, over connections that are kept; `synchronous: full` waits for the disk.
+storage:
+  custom:
+    module: mloc_dagster.store.sqlite
+    class: SqliteStorage
+    config:
+      synchronous: normal
+
+compute_logs:
+  module: mloc_dagster.store.compute_logs
+  class: ComputeLogs
+
+# Each run in a process of its own, forked from one that has all code loaded; `warm: false` starts Python anew.
 run_launcher:
-  module: mloc_dagster.definitions.launcher
+  module: mloc_dagster.placement.launcher
   class: LocalRunLauncher
+  config:
+    warm: true
+    terminate_grace_seconds: 60
 
 run_coordinator:
   module: dagster._core.run_coordinator
@@ -58,3 +75,8 @@ def open_instance(home: Home) -> DagsterInstance:
         instance = DagsterInstance.get()
         instance.get_runs(limit=1)
     return instance
+
+
+def hold_connections(instance: DagsterInstance) -> None:
+    """Have a PostgreSQL storage keep its connection, as Dagster's web server does; others are as they are."""
+    instance.optimize_for_webserver(statement_timeout=0, pool_recycle=3600, max_overflow=20)

@@ -22,11 +22,16 @@ def end_if_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
     health = launcher.check_run_worker_health(run)
     if health.status is not WorkerStatus.FAILED:
         return False
-    current = instance.get_run_by_id(run.run_id)  # it may have ended well since it was read
+    return report_lost(instance, run.run_id, str(health.msg))
+
+
+def report_lost(instance: DagsterInstance, run_id: str, reason: str) -> bool:
+    """Report a run whose worker is gone as failed, or as cancelled when that was asked for; returns whether it was."""
+    current = instance.get_run_by_id(run_id)  # it may have ended well since it was read
     if current is None or current.status not in _ALIVE:
         return False
     if current.status is DagsterRunStatus.CANCELING:
-        instance.report_run_canceled(current, message=health.msg)
+        instance.report_run_canceled(current, message=reason)
     else:
-        instance.report_run_failed(current, message=f"{health.msg}. Run the file again: it goes on from what is stored")
+        instance.report_run_failed(current, message=f"{reason}. Run the file again: it goes on from what is stored")
     return True

@@ -1,35 +1,52 @@
-"""One run in one process: `python -m mloc_dagster.definitions.worker RUN_ID`."""
+"""One run in one process: `python -m mloc_dagster.definitions.worker RUN_ID`, or a child of the pool."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRun
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
-from mloc_dagster.definitions.launcher import WORKER, worker_tag
 from mloc_dagster.definitions.repository import TaskFiles
+from mloc_dagster.placement.launcher.workers import WORKER, worker_tag
+from mloc_dagster.placement.ledger import Ledger
+from mloc_dagster.placement.ledger.grant import Grant, LeaseLost, held
+from mloc_dagster.placement.queue.signals import knock
 from mloc_dagster.store.home import Home
 
 
 def main(run_id: str) -> int:
     """Execute a run that is waiting in the instance that DAGSTER_HOME names; returns 0 when it succeeded."""
+    with DagsterInstance.get() as instance:
+        return execute(instance, run_id)
+
+
+def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = lambda: None) -> int:
+    """Execute a waiting run in this process; returns 0 when it succeeded.
+
+    Calls `ready` when it is known that this process executes the run, or that nothing is to be done.
+    """
     setup_interrupt_handlers()
-    with capture_interrupts(), DagsterInstance.get() as instance, _only_one(run_id) as alone:
+    with capture_interrupts(), _only_one(run_id) as alone:
         run = instance.get_run_by_id(run_id)
         if run is None:
             print(f"there is no run {run_id} in {instance.root_directory}", file=sys.stderr)
             return 2
         if not alone or run.is_finished:
+            ready()
             print(f"run {run_id} is {run.status.value} already; nothing to do", file=sys.stderr)
             return 0
-        return _execute(instance, _noted(instance, run))
+        run = _noted(instance, run)
+        ready()
+        return _execute(instance, run)
 
 
 @contextmanager
@@ -49,14 +66,42 @@ def _only_one(run_id: str) -> Iterator[bool]:
 
 
 def _noted(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
-    """Note this process as the run's worker, in case that the launcher died before it could."""
+    """Note this process as the run's worker, in case that the launcher has not, or died before it could."""
     tag = worker_tag(os.getpid())
-    if run.tags.get(WORKER) != tag:
-        instance.add_run_tags(run.run_id, {WORKER: tag})
-    return instance.get_run_by_id(run.run_id) or run
+    if run.tags.get(WORKER) == tag:
+        return run
+    instance.add_run_tags(run.run_id, {WORKER: tag})
+    return run.with_tags({**run.tags, WORKER: tag})
 
 
 def _execute(instance: DagsterInstance, run: DagsterRun) -> int:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_lease(instance, run))
+        except LeaseLost as error:
+            instance.report_run_failed(run, message=f"{error}. Run the file again")
+            return 1
+        return _execute_events(instance, run)
+
+
+@contextmanager
+def _lease(instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
+    """Hold what the queue has given the run, and let the queue know at the end; without a queue there is nothing."""
+    grant = Grant.of_run(run)
+    if grant is None:
+        yield
+        return
+
+    def lost(reason: str) -> None:
+        instance.report_engine_event(f"the run ends: {reason}", run)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with held(Ledger.of_instance(instance), grant, lost):
+        yield
+    knock(Path(instance.root_directory))
+
+
+def _execute_events(instance: DagsterInstance, run: DagsterRun) -> int:
     try:
         job = TaskFiles.of_environment().get_job(run.job_name)
         events = execute_run_iterator(InMemoryJob(job), run, instance)

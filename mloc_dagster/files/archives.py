@@ -85,6 +85,11 @@ def extract_archive(
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else out
 
 
+def is_archive_name(name: str) -> bool:
+    """Whether a file of this name is an archive."""
+    return name.lower().endswith(tuple(_SUFFIXES))
+
+
 def _kind(archive: Path) -> str:
     name = archive.name.lower()
     for suffix, kind in _SUFFIXES.items():

@@ -36,20 +36,38 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder to fill; it takes the place of `path` only when the block ends well."""
-    partial = aside(path)
+    """Yield a folder to fill; it takes the place of `path` only when the block ends well.
+
+    The old folder is moved aside, never emptied in its place: after a kill there is a whole one under `path`, or (in
+    the instant between two renames) none, until `restore` puts the old one back.
+    """
+    restore(path)
+    partial, old = aside(path), _replaced(path)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     yield partial
     sync_tree(partial)
-    shutil.rmtree(path, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
     partial.replace(path)
     sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def aside(path: Path) -> Path:
     """Where `new_folder` fills the folder before it takes its place."""
     return path.with_name(f".{path.name}.partial")
+
+
+def restore(path: Path) -> None:
+    """Put back the folder that `new_folder` had moved aside when it was killed between its two renames."""
+    if not path.exists() and _replaced(path).is_dir():
+        _replaced(path).rename(path)
+
+
+def _replaced(path: Path) -> Path:
+    return path.with_name(f".{path.name}.replaced")
 
 
 def sync_tree(folder: Path) -> None:

@@ -12,10 +12,20 @@ from mloc_dagster.spec.data import Data
 from mloc_dagster.spec.gates import gates_on
 from mloc_dagster.spec.model import ModelSource
 from mloc_dagster.spec.output import Destination
+from mloc_dagster.spec.reads import stages_read
 from mloc_dagster.spec.references import has_reference
+from mloc_dagster.spec.task_types import BUILT_IN, TaskType, known
 from mloc_dagster.spec.taskfile import Stage, TaskFile
+from mloc_dagster.spec.workflow_checks import stage_of
 from mloc_dagster.store.home import Home
 
+_SOURCES = {
+    "model": ("model.source",),
+    "reward_model": ("reward_model",),
+    "embedding": ("rag.embedding",),
+    "reranker": ("rag.search.rerank_model",),
+    "data": ("data.url", "data.dataset_name", "data.source"),
+}
 _LOGIN = re.compile(r"://[^/@\s]+@")
 
 
@@ -30,7 +40,7 @@ def compile_plan(task: TaskFile) -> Plan:
         needed = pulls(stage).values()
         for pull in needed:
             steps.setdefault(pull.key, pull)
-        parents = tuple("/".join((task.name, name)) for name in stage.depends_on)
+        parents = tuple("/".join((task.name, name)) for name in waits_for(task, stage))
         needs = (*dict.fromkeys(pull.key for pull in needed), *parents)
         step = Step("stage", (task.name, stage.name), needs, stage)
         steps[step.key] = step
@@ -40,19 +50,59 @@ def compile_plan(task: TaskFile) -> Plan:
             gates = tuple("/".join((task.name, gate.name)) for gate in gates_on(task.stages, stage.name))
             source = _LOGIN.sub("://***@", f"{destination.type} {where}".strip())
             published.append(Step("publish", ("published", *step.asset_key), (step.key, *gates), stage, source))
-    return Plan(task, (*steps.values(), *published), task.warnings)
+    return Plan(task, (*steps.values(), *published, *_final_output(task)), task.warnings)
+
+
+def waits_for(task: TaskFile, stage: Stage) -> tuple[str, ...]:
+    """Return the stages without whose result a stage cannot run, in the order of the file.
+
+    With `failure_strategy: continue` these are the ones that it reads; stages then run one at a time, so that the
+    file's order holds as well.
+    """
+    if task.workflow.failure_strategy != "continue":
+        return stage.depends_on
+    read = stages_read(stage)
+    return tuple(other.name for other in task.stages if other.name in read)
+
+
+def final_stages(task: TaskFile) -> tuple[Stage, ...]:
+    """Return the stages that `workflow_config.final_output` tells of; the last one when it names none."""
+    final = task.workflow.final_output
+    if final is None:
+        return ()
+    named = {stage_of(name) for name in final.names} or {task.stages[-1].name}
+    return tuple(stage for stage in task.stages if stage.name in named)
+
+
+def _final_output(task: TaskFile) -> tuple[Step, ...]:
+    stages = final_stages(task)
+    if not stages:
+        return ()
+    parents = tuple("/".join((task.name, stage.name)) for stage in stages)
+    source = ", ".join(stage.name for stage in stages)
+    return (Step("final_output", ("published", task.name, "final_output"), parents, stages[-1], source),)
 
 
 def pulls(stage: Stage) -> dict[str, Step]:
-    """Return what is pulled for a stage before it runs, by what it is: `model`, `reward_model`, `embedding`, `data`."""
-    reward, embedding = stage.spec.reward_model, stage.spec.rag.embedding
+    """Return what is pulled for a stage before it runs, by what it is: `model`, `reward_model`, `embedding`, ...
+
+    Of a base that stages share, each pulls what its type reads.
+    """
+    reward, embedding, reranker = stage.spec.reward_model, stage.spec.rag.embedding, stage.spec.rag.search.rerank_model
     found = {
         "model": _model_pull(stage, stage.spec.model.source, "model.source"),
         "reward_model": _model_pull(stage, reward.source() if reward else None, "reward_model"),
         "embedding": _model_pull(stage, embedding.source() if embedding else None, "rag.embedding"),
+        "reranker": _model_pull(stage, reranker.source() if reranker else None, "rag.search.rerank_model"),
         "data": _dataset_pull(stage),
     }
-    return {name: step for name, step in found.items() if step}
+    kind = known()[stage.spec.task_type]
+    return {name: step for name, step in found.items() if step and reads_source(kind, name)}
+
+
+def reads_source(kind: TaskType, name: str) -> bool:
+    """Whether stages of a type read a source that is pulled for them; `name` is its key in `pulls`."""
+    return any(kind.reads(dotted) for dotted in _SOURCES[name]) or kind.name not in BUILT_IN
 
 
 def destination_of(stages: Sequence[Stage], stage: Stage) -> Destination | None:

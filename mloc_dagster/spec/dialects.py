@@ -88,6 +88,7 @@ def rewrite(spec: Mapping, task_type: str, faults: list[Fault]) -> Mapping:
     _data_shapes(spec, faults)
     _rag_sections(spec, faults)
     _agent_profile(spec, faults)
+    _shorthand(spec, ("agent", "model"), ("model", "source", "identifier"), faults)
     return spec
 
 
@@ -330,6 +331,8 @@ def _rag_shape(section: Mapping, faults: list[Fault]) -> Mapping:
             value, origin = section.take(key)
             place(section, target, value, origin, faults)
     _shorthand(section, ("embedding",), ("embedding", "model"), faults)
+    for search in ("search", "parameters"):
+        _shorthand(section, (search, "rerank_model"), (search, "rerank_model", "model"), faults)
     return section
 
 

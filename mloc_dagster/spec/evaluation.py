@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field
 from mloc_dagster.spec.base import Json, Section
 
 _LATER = {"llm_judge": "models do not judge yet", "lm_eval": "the lm-eval harness is not there yet"}
-TEXT_METRICS = frozenset({"exact_match", "f1", "rouge_l"})
+TEXT_METRICS = frozenset({"exact_match", "f1", "rouge_l", "contains"})
 """Compare an output with a reference; 0 to 1, higher is better."""
 REWARD_METRICS = frozenset({"reward", "win_rate"})
 """Can be read from what `reward_model` gives."""
@@ -23,7 +23,9 @@ def _there(value: Json) -> Json:
     return value
 
 
-Metric = Annotated[Literal["exact_match", "f1", "rouge_l", "perplexity", "reward", "win_rate"], BeforeValidator(_there)]
+Metric = Annotated[
+    Literal["exact_match", "f1", "rouge_l", "contains", "perplexity", "reward", "win_rate"], BeforeValidator(_there)
+]
 
 
 class Gate(Section):
@@ -54,7 +56,8 @@ class Evaluation(Section):
     """Scores the items of earlier stages (candidates), or a model on rows of data."""
 
     metrics: Annotated[list[Metric], Field(min_length=1)] = ["exact_match"]
-    """exact_match, f1, rouge_l: outputs against references; perplexity: of the model; reward, win_rate: by rewards."""
+    """exact_match, f1, rouge_l, contains: outputs against references; perplexity: of the model; reward and win_rate:
+    by rewards."""
     candidates: dict[str, list[Json] | str] | None = None
     """Name of each candidate, and its items: ${stage.result.items}; without any, the stage's model is scored."""
     reference: Annotated[str, Field(pattern=r"^(metadata|item)\.[\w.]+$")] = "metadata.reference"

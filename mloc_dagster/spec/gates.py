@@ -45,7 +45,7 @@ def candidate_stage(evaluation: Stage) -> str | None:
     if section is None or section.candidates is None or section.judged is None:
         return None
     body = refs.whole(section.candidates.get(section.judged))
-    return _head(body) if body else None
+    return refs.head(body) if body else None
 
 
 def _trained(stages: Sequence[Stage], stage: Stage, sections: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,13 +55,4 @@ def _trained(stages: Sequence[Stage], stage: Stage, sections: tuple[str, ...]) -
 
 
 def _heads(value: Json) -> set[str]:
-    return {head for _, body in refs.find(value) if (head := _head(body))}
-
-
-def _head(body: str) -> str | None:
-    """The stage that a reference names; None for one that names the environment or cannot be read."""
-    try:
-        reference = refs.parse(body)
-    except refs.BadReference:
-        return None
-    return None if reference.is_environment else reference.head
+    return {head for _, body in refs.find(value) if (head := refs.head(body))}

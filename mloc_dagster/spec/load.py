@@ -8,7 +8,16 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from mloc_dagster.spec import checks, composition, dialects, document, evaluation_checks, notices, reference_checks
+from mloc_dagster.spec import (
+    checks,
+    composition,
+    dialects,
+    document,
+    evaluation_checks,
+    notices,
+    reference_checks,
+    workflow_checks,
+)
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.canonical import canonicalise, drop_nulls
 from mloc_dagster.spec.composition import Draft
@@ -85,8 +94,7 @@ class _Loader:
         if spec is None:
             return None
         spec = spec.copy()
-        workflow_place = spec.origins.get("workflow_config", here)
-        workflow = self._workflow(spec)
+        workflow, workflow_tree = self._workflow(spec)
         drafts = composition.drafts(spec, here, self.faults)
         requires = tuple(name for name, _ in composition.take_names(spec, "task", self.faults) or ())
         composition.check_order(drafts, self.faults)
@@ -105,6 +113,8 @@ class _Loader:
         for stage in ready:
             self.faults.extend(checks.stage(stage, trees[stage.name], places[stage.name]))
         self.faults.extend(evaluation_checks.gates(ready, trees))
+        if workflow is not None:
+            self.faults.extend(workflow_checks.faults(workflow, workflow_tree, list(trees)))
         if metadata is None or workflow is None or len(ready) < len(drafts) or self.faults:
             return None
         return TaskFile(
@@ -119,7 +129,11 @@ class _Loader:
             text=self.text,
             digest=hashlib.sha256(f"{self.base}\0{self.text}".encode()).hexdigest(),
             path=self.path,
-            warnings=(*notices.unused(ready, trees), *notices.notices(ready, trees, workflow, workflow_place)),
+            warnings=(
+                *notices.unused(ready, trees),
+                *notices.notices(ready, trees),
+                *workflow_checks.warnings(workflow, workflow_tree),
+            ),
         )
 
     def _section(self, tree: Mapping, section: type[S], here: Origin) -> S | None:
@@ -128,15 +142,18 @@ class _Loader:
         self.faults.extend(faults)
         return typed
 
-    def _workflow(self, spec: Mapping) -> WorkflowConfig | None:
+    def _workflow(self, spec: Mapping) -> tuple[WorkflowConfig | None, Mapping]:
         value, origin = spec.take("workflow_config") if "workflow_config" in spec else (None, None)
         if value is None or origin is None:
-            return WorkflowConfig()
-        if isinstance(value, Mapping):
-            return self._section(value, WorkflowConfig, origin)
-        way_out = "write a map: key: value lines, indented"
-        self.faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), way_out))
-        return None
+            return WorkflowConfig(), Mapping()
+        if not isinstance(value, Mapping):
+            way_out = "write a map: key: value lines, indented"
+            self.faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), way_out))
+            return None, Mapping()
+        tree = drop_nulls(canonicalise(value, WorkflowConfig, self.faults), WorkflowConfig)
+        typed, _, faults = validate(tree, WorkflowConfig, origin)
+        self.faults.extend(faults)
+        return typed, tree
 
     def _too_large(self, spec: Mapping, drafts: list[Draft]) -> bool:
         base, total = size(spec), 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from mloc_dagster.spec import agent_checks, task_types
 from mloc_dagster.spec import references as refs
-from mloc_dagster.spec import task_types
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.faults import Fault
 from mloc_dagster.spec.stage import StageSpec
@@ -13,7 +13,6 @@ from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.spec.tree import Mapping, Origin
 from mloc_dagster.spec.tree import Sequence as TreeList
 from mloc_dagster.spec.typed import origin_at
-from mloc_dagster.spec.workflow import WorkflowConfig
 
 _SECRET = ("token", "password", "secret", "api_key", "apikey", "authorization")
 _NO_SECRET = ("tokens", "_token_id", "pad_token", "eos_token", "bos_token")
@@ -55,20 +54,15 @@ def unused(stages: Sequence[Stage], trees: dict[str, Mapping]) -> Iterator[Fault
             yield Fault(*origin.key, origin.text, what, "", "remove it, or check the taskType")
 
 
-def notices(
-    stages: Sequence[Stage], trees: dict[str, Mapping], workflow: WorkflowConfig, workflow_place: Origin
-) -> Iterator[Fault]:
+def notices(stages: Sequence[Stage], trees: dict[str, Mapping]) -> Iterator[Fault]:
     """Warnings for keys that are read but do less than they say."""
     for stage in stages:
         tree = trees[stage.name]
         yield from _secrets(tree)
         yield from _one_shard(stage, tree)
         yield from _spare_sources(stage, tree)
+        yield from agent_checks.no_model(stage, tree)
         yield from _stage_names(tree, {other.name for other in stages})
-    if workflow != WorkflowConfig():
-        what = "is read, but does not change the order or the failure behaviour in this version"
-        way_out = "a failed stage stops those that depend on it"
-        yield Fault(*workflow_place.key, workflow_place.text, what, "", way_out)
 
 
 def _leaves(tree: Mapping, prefix: str) -> Iterator[tuple[str, Origin]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mloc_dagster.spec import agent_profiles
 from mloc_dagster.spec.base import Json
 
 _FILE = re.compile(r"\.(jsonl|json|csv|parquet|txt|ndjson)(\.gz)?$", re.IGNORECASE)
@@ -33,6 +34,7 @@ def make_absolute(raw: dict[str, Json], base: Path) -> None:
         if isinstance(section, dict) and str(section.get(key)).startswith(("./", "../", "~/")):  # else a hub's name
             section[key] = _absolute(section[key], base)
     _rag(raw.get("rag"), base)
+    _profile(raw.get("agent"), base)
     model = raw.get("model")
     if isinstance(model, dict):
         source = model.get("source")
@@ -54,9 +56,18 @@ def _rag(rag: Json, base: Path) -> None:
             _set(one, ("path",), base)
     if not documents:
         _set(rag, ("vector_store", "path"), base)
-    embedding = rag.get("embedding")
-    if isinstance(embedding, dict) and str(embedding.get("model")).startswith(("./", "../", "~/")):
-        _set(embedding, ("model",), base)
+    search = rag.get("search")
+    for model in (rag.get("embedding"), search.get("rerank_model") if isinstance(search, dict) else None):
+        if isinstance(model, dict) and str(model.get("model")).startswith(("./", "../", "~/")):
+            _set(model, ("model",), base)
+
+
+def _profile(agent: Json, base: Path) -> None:
+    """An agent profile of the folder beside the file goes before a shipped one of the same name."""
+    name = agent.get("config_name") if isinstance(agent, dict) else None
+    path = agent_profiles.in_workspace(name, base) if isinstance(name, str) else None
+    if path is not None:
+        agent["config_name"] = str(path.resolve())
 
 
 def looks_local(text: str) -> bool:

@@ -1,11 +1,11 @@
-"""Checks of `spec.rag`: passages overlap less than they hold, and there is a model, an index or documents."""
+"""Checks of `spec.rag`: passages overlap less than they hold, nothing that is needed is missing, no key is idle."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from mloc_dagster.spec.dialects import RAG_TYPES
-from mloc_dagster.spec.faults import Fault, shown
+from mloc_dagster.spec.faults import Fault
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.spec.tree import Mapping, Origin, path_text
 from mloc_dagster.spec.typed import origin_at
@@ -25,7 +25,8 @@ def rag(stage: Stage, tree: Mapping, here: Origin) -> Iterator[Fault]:
     if stage.spec.task_type in RAG_TYPES:
         yield from _needs(stage, here)
         yield from _sources(stage, tree)
-        yield from _not_there_yet(stage, tree)
+        yield from _server(stage, tree)
+        yield from _bounds(stage, tree)
 
 
 def _at(tree: Mapping, *path: str | int) -> Origin | None:
@@ -59,13 +60,30 @@ def _sources(stage: Stage, tree: Mapping) -> Iterator[Fault]:
             yield Fault(*place.value, place.text, "names no documents", "", "add path, url or identifier")
 
 
-def _not_there_yet(stage: Stage, tree: Mapping) -> Iterator[Fault]:
-    store, model = stage.spec.rag.vector_store.type, stage.spec.rag.search.rerank_model
-    place = _at(tree, "rag", "vector_store", "type")
-    if store == "qdrant" and place:
-        way_out = "write chroma (embedded, the default) or faiss"
-        yield Fault(*place.value, place.text, "this store is not there yet", shown(store), way_out)
-    place = _at(tree, "rag", "search", "rerank_model")
-    if model is not None and place:
-        way_out = "write rerank: true, which compares words"
-        yield Fault(*place.value, place.text, "is not there yet", shown(model), way_out)
+def _server(stage: Stage, tree: Mapping) -> Iterator[Fault]:
+    """Address and key are those of a Qdrant server, and a key needs an address, or an index that names one."""
+    store = stage.spec.rag.vector_store
+    written = {key: _at(tree, "rag", "vector_store", key) for key in ("url", "api_key", "path")}
+    places = {key: place for key, place in written.items() if place and place.path[-1] == key}
+    for key in ("url", "api_key"):
+        place = places.get(key)
+        if place and store.type != "qdrant" and not stage.is_deferred("rag.vector_store.type"):
+            way_out = "write type: qdrant, or leave it out"
+            yield Fault(*place.key, place.text, f"is read by type qdrant alone, not by {store.type}", "", way_out)
+    key = places.get("api_key")
+    if key and store.type == "qdrant" and "url" not in places and "path" not in places:
+        yield Fault(
+            *key.key, key.text, "is the key of a server, and there is no url", "", "add url: http://<host>:6333"
+        )
+
+
+def _bounds(stage: Stage, tree: Mapping) -> Iterator[Fault]:
+    section = stage.spec.rag
+    if section.expected_field is not None or stage.is_deferred("rag.expected_field"):
+        return
+    for name in ("min_hit_rate", "min_mrr"):
+        place = _at(tree, "rag", name)
+        if place and place.path[-1] == name:
+            what = "has nothing to measure: no field names the right document of a query"
+            way_out = "add rag.expected_field: <a field of the metadata of the queries>"
+            yield Fault(*place.key, place.text, what, "", way_out)

@@ -51,6 +51,15 @@ def parse(body: str) -> Reference:
     return Reference(text, head, tuple(_step(step) for step in steps))
 
 
+def head(body: str) -> str | None:
+    """The stage that a reference names; None for one that names the environment or cannot be read."""
+    try:
+        reference = parse(body)
+    except BadReference:
+        return None
+    return None if reference.is_environment else reference.head
+
+
 def find(value: Json) -> Iterator[tuple[tuple[str | int, ...], str]]:
     """Yield (path into value, body) of every reference in a tree of dicts, lists and strings."""
     if isinstance(value, str):

@@ -21,6 +21,8 @@ class Gpu(Section):
     """Number of GPUs; 0 is CPU work."""
     memory: Bytes | None = None
     """Memory each must have, such as 40Gi."""
+    share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Part of each device that the stage uses; other runs may have the rest."""
 
 
 class Hardware(Section):

@@ -21,15 +21,15 @@ class VectorStore(Section):
     metadata_path: str | None = None
     """A file that some stores keep beside the vectors."""
     collection: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{1,510}[A-Za-z0-9]$")] = "chunks"
-    """Name of the collection in the index."""
+    """Name of the collection in the index; on a server, of the alias that leads to the newest one."""
     url: str | None = None
-    """Address of a server."""
+    """Address of a Qdrant server, such as `http://host:6333`; without it, the vectors are files of the index."""
     api_key: str | None = None
-    """Key of the server."""
+    """Key of the server; write `${NAME}` of a secret."""
 
 
-class Embedding(Section):
-    """The embedding model."""
+class TextModel(Section):
+    """A model that reads texts."""
 
     model: Annotated[str, also("identifier")]
     """The model's name, a folder, or an address."""
@@ -38,12 +38,20 @@ class Embedding(Section):
     revision: str | None = None
     """Branch, tag or commit of the model."""
     batch_size: Positive = 32
-    """Texts embedded at once."""
+    """Texts, or pairs of texts, that it reads at once."""
 
     def source(self) -> ModelSource:
         """The model that is pulled."""
         kind = self.type or ("local" if self.model.startswith(("/", ".", "~", "file://")) else "huggingface")
         return ModelSource(type=kind, identifier=self.model, revision=self.revision)
+
+
+class Embedding(TextModel):
+    """The embedding model."""
+
+
+class Reranker(TextModel):
+    """A cross-encoder, which reads a query together with a passage and gives one score."""
 
 
 class DocumentSource(Section):
@@ -101,9 +109,9 @@ class Search(Section):
     similarity_threshold: Fraction | None = None
     """Passages with a lower cosine similarity to the query are left out."""
     rerank: bool = False
-    """Order the candidates again by how many of the query's words a passage holds."""
-    rerank_model: str | None = None
-    """A cross-encoder that orders the candidates again."""
+    """Order the candidates again: by the cross-encoder where one is named, else by the query's words they hold."""
+    rerank_model: Reranker | None = None
+    """A cross-encoder that orders the candidates again; its score is the score of a passage."""
 
 
 class Rag(Section):
@@ -123,7 +131,11 @@ class Rag(Section):
     queries: list[str] | None = None
     """The queries, when data names none."""
     expected_field: str | None = None
-    """Field of a query's metadata that names the right document; gives hit@k and MRR."""
+    """Field of a query's metadata that names the right document; gives hit@k and MRR, and the asset check retrieval."""
+    min_hit_rate: Fraction | None = None
+    """Least share of queries with a right document among their top_k passages; below it the check retrieval fails."""
+    min_mrr: Fraction | None = None
+    """Least mean reciprocal rank of the first right document; below it the check retrieval fails."""
     max_context_tokens: Positive = 1024
     """Tokens of passages that a prompt holds, at most."""
     options: dict[str, Json] | None = None

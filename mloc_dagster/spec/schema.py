@@ -11,6 +11,7 @@ from typing import get_args
 from pydantic.json_schema import models_json_schema
 
 from mloc_dagster.spec import dialects, field_tables, task_types
+from mloc_dagster.spec.agent import Agent
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.canonical import options, spellings
 from mloc_dagster.spec.composition import STAGE_NAME
@@ -19,7 +20,7 @@ from mloc_dagster.spec.document import API_VERSION, TOP_KEYS, Metadata
 from mloc_dagster.spec.inference import Inference
 from mloc_dagster.spec.model import Model, Vllm
 from mloc_dagster.spec.resources import Hardware
-from mloc_dagster.spec.retrieval import DocumentSource, Rag, VectorStore
+from mloc_dagster.spec.retrieval import DocumentSource, Rag, Search, VectorStore
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.training import Generation, Training
 from mloc_dagster.spec.workflow import WorkflowConfig
@@ -58,6 +59,8 @@ _SHORTHAND: dict[tuple[type[Section], str], Schema] = {
     (Data, "jsonl"): _TEXT,
     (Data, "template"): _TEXT,
     (Rag, "embedding"): _TEXT,
+    (Search, "rerank_model"): _TEXT,
+    (Agent, "model"): _TEXT,
 }
 """What may stand for a section, besides the section itself."""
 

@@ -15,8 +15,9 @@ from mloc_dagster.spec.model import Checkpoint, Lora, Model, RewardModel
 from mloc_dagster.spec.output import Output
 from mloc_dagster.spec.resources import Parallel, Resources, Retry
 from mloc_dagster.spec.retrieval import Rag
+from mloc_dagster.spec.serve import Serve
 from mloc_dagster.spec.training import Generation, Training
-from mloc_dagster.spec.workflow import Serve, Slo
+from mloc_dagster.spec.workflow import Slo
 
 Seconds = Annotated[float, Field(gt=0)]
 

@@ -10,6 +10,7 @@ from importlib.metadata import entry_points
 from pydantic import BaseModel
 
 from mloc_dagster.spec import field_tables
+from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.training import Training
 
 GROUP = "mloc.executors"
@@ -83,10 +84,37 @@ _EVALUATION = (
     | {"data.rejected_column"}
 )
 _INDEX = _keys(
-    "vector_store.type vector_store.path vector_store.collection embedding documents chunk_size chunk_overlap",
+    "vector_store.type vector_store.path vector_store.collection vector_store.url vector_store.api_key embedding "
+    "documents chunk_size chunk_overlap",
     under="rag",
 )
-_RETRIEVAL = _INDEX | _PROMPT_DATA | _keys("search queries expected_field", under="rag") | {"inference.prompts"}
+_AGENT = (
+    _PROMPT_DATA
+    | _INDEX
+    | _keys("source config adapters vllm transformers", under="model")
+    | _keys(
+        "prompts max_tokens temperature top_p top_k do_sample repetition_penalty presence_penalty frequency_penalty "
+        "stop seed system_prompt",
+        under="inference",
+    )
+    | _keys("agent postprocess checkpoint parallel rag.search rag.queries")
+)
+_RETRIEVAL = (
+    _INDEX
+    | _PROMPT_DATA
+    | _keys("search queries expected_field min_hit_rate min_mrr", under="rag")
+    | {"inference.prompts"}
+)
+_SERVE = (
+    _keys("source config adapters vllm transformers", under="model")
+    | _keys(
+        "system_prompt max_tokens temperature top_p top_k do_sample repetition_penalty presence_penalty "
+        "frequency_penalty stop seed n",
+        under="inference",
+    )
+    | _keys("serve checkpoint rag.search rag.max_context_tokens")
+    | _INDEX
+)
 
 
 @dataclass(frozen=True)
@@ -103,12 +131,27 @@ class TaskType:
     trains: bool = False
     config_class: str = ""
     """TRL's config class, or our own, whose fields pass through `training`."""
+    reusable: bool = True
+    """Whether an earlier result can stand for the work."""
     section: type[BaseModel] | None = None
     """Model of `spec.plugin` for a type that a package adds."""
 
     def reads(self, dotted: str) -> bool:
         """Whether the type uses the key, one of its parents, or something below it."""
         return self._passes_through(dotted) or any(_covers(used, dotted) for used in self.uses | COMMON)
+
+    def part(self, raw: Mapping[str, Json], under: str = "") -> dict[str, Json]:
+        """Return what the type reads of a canonical stage; all of it for a type that a package adds."""
+        if self.name not in BUILT_IN:
+            return dict(raw)
+        found: dict[str, Json] = {}
+        for key, value in raw.items():
+            dotted = f"{under}{key}"
+            if self.reads(dotted):
+                found[key] = value
+            elif isinstance(value, Mapping) and (inner := self.part(value, f"{dotted}.")):
+                found[key] = inner
+        return found
 
     def _passes_through(self, dotted: str) -> bool:
         section, _, rest = dotted.partition(".")
@@ -202,11 +245,21 @@ BUILT_IN: Mapping[str, TaskType] = {
             True,
             True,
         ),
+        TaskType("agent", "works on each prompt with a model that calls tools", _AGENT, "agent", needs_data=True),
+        TaskType("agent_inference", "the same as agent", _AGENT, "agent", needs_data=True),
+        TaskType(
+            "serve",
+            "answers requests of the OpenAI protocol until it is cancelled or its time is over",
+            _SERVE,
+            "inference",
+            needs_model=True,
+            reusable=False,
+        ),
         TaskType("evaluation", "scores the items of earlier stages, or a model on rows of data", _EVALUATION),
     )
 }
 
-PLANNED = _keys("agent agent_inference serve")
+PLANNED: frozenset[str] = frozenset()
 """Named by the task language, not there yet."""
 
 

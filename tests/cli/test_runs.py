@@ -74,6 +74,7 @@ def test_a_failed_task_says_why(mloc: Mloc, failed: str) -> None:
     assert [(step["step"], step["status"]) for step in told["steps"]] == [
         ("fails/good", "SUCCESS"),
         ("fails/bad", "FAILURE"),
+        ("fails/after", "not run"),
     ]
     assert [error["step"] for error in told["errors"]] == ["fails/bad"]
     assert (

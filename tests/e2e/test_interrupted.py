@@ -97,7 +97,7 @@ def training(report: dict[str, Any]) -> dict[str, Any]:
 def test_a_killed_worker_is_told_and_the_next_run_goes_on(folder: Path) -> None:
     task = json.loads(mloc(folder, "submit", "--json", "--on", "cpu", "long.yaml")[1])["task_id"]
     wait_for("half of the training", at_half(folder))
-    (worker,) = of_home(folder, "definitions.worker")
+    _, worker = sorted(of_home(folder, "definitions.pool"), key=lambda process: process.create_time())
     worker.kill()
     wait_for("the end of all its processes", lambda: not of_home(folder), 60)
     code, shown = mloc(folder, "show", "--json", task)

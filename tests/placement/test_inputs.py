@@ -99,6 +99,37 @@ def test_a_reference_to_something_else_is_told(
         given(plan, "b", info)
 
 
+RETRIEVING = """\
+  stages:
+    - {name: a, taskType: echo, echo: {embedding: %s, reranker: %s, notes: %s}}
+    - name: b
+      taskType: rag
+      rag:
+        embedding: "${a.result.echo.embedding}"
+        search: {rerank_model: "${a.result.echo.reranker}"}
+        documents: {source: [{path: "${a.result.echo.notes}"}, {type: python_topics}]}
+      query: [what?]
+"""
+
+
+def test_references_name_the_models_and_documents_of_a_retrieval(info: RunInfo, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.md").write_text("one")
+    values = (model(tmp_path / "e"), model(tmp_path / "r", '{"cross": 1}'), tmp_path / "notes")
+    plan = plan_of(RETRIEVING % values, tmp_path)
+    run_all(plan_of(RETRIEVING.split("    - name: b")[0] % values, tmp_path), info)
+    found = given(plan, "b", info)
+    assert found.embedding and found.embedding.path == tmp_path / "e"
+    assert found.reranker and found.reranker.path == tmp_path / "r"
+    notes, topics = found.documents
+    assert notes and notes.path == tmp_path / "notes" and topics is None
+    for name, file in {"embedding": "e/config.json", "reranker": "r/config.json", "documents.0": "notes/a.md"}.items():
+        (tmp_path / file).write_text("{ }")
+        again = given(plan, "b", info)
+        assert [key for key in found.digests if found.digests[key] != again.digests[key]] == [name]
+        found = again
+
+
 def test_a_reference_that_finds_nothing_is_told(info: RunInfo, tmp_path: Path) -> None:
     text = (USING % ("x", "y")).replace("echo.rows", "echo.lines")
     run_all(plan_of(text.split("    - name: b")[0], tmp_path), info)

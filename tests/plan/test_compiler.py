@@ -75,6 +75,16 @@ def test_a_reward_model_is_pulled_beside_the_model() -> None:
     assert plan.by_key["model/org/judge"].model == ModelSource(identifier="org/judge")
 
 
+def test_the_models_of_a_retrieval_are_pulled_where_its_type_reads_them() -> None:
+    plan = plan_of("""\
+  query: [what?]
+  rag: {embedding: org/embed, documents: {source: {path: ./n}}, search: {rerank_model: org/rank}}
+  stages: [{name: index, taskType: rag_indexing}, {name: search, taskType: retrieval}]
+""")
+    assert needs(plan)["t/index"] == ("model/org/embed",)
+    assert set(needs(plan)["t/search"]) >= {"model/org/embed", "model/org/rank"}
+
+
 def test_weights_are_delivered_after_the_gate_on_them() -> None:
     plan = plan_of("""\
   stages:

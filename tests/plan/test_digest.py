@@ -34,6 +34,8 @@ def digest_of(more: str = "", **where: str) -> str:
         "  sloSeconds: 9\n  timeoutSeconds: 99\n",
         "  parallel: {enabled: true, max_shards: 2}\n",
         "  mirror: file:///mirror\n",
+        "  rag: {chunk_size: 300}\n",
+        "  training: {max_steps: 3}\n",
     ],
 )
 def test_what_does_not_change_the_result_does_not_change_the_digest(more: str) -> None:

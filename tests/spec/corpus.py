@@ -7,8 +7,6 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 GOOD = sorted(HERE.glob("good/*.yaml"))
-PLANNED = sorted(HERE.glob("planned/*.yaml"))
-"""Files whose task type is not there yet; all else about them is right."""
 BAD = sorted(HERE.glob("bad/*.yaml"))
 SHIPPED = sorted((HERE.parents[1] / "task_specs").rglob("*.y*ml"))
 _MARK = re.compile(r"^# <- (\d+):(\d+) (\S+) (.*) ; (.+)$", re.MULTILINE)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import reduce
 from pathlib import Path
 
 import pytest
 
-from mloc_dagster.spec import SpecError, StageSpec, load_file, load_text, task_types
-from mloc_dagster.spec.task_types import TaskType
-from tests.spec.corpus import GOOD, HERE, PLANNED, name_of
-
-
-@pytest.fixture
-def all_types(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let the types that are still to come pass, each reading everything."""
-    trains = {"reward", "dpo", "ppo", "grpo"}
-    later = {name: TaskType(name, "", frozenset("*"), trains=name in trains) for name in task_types.PLANNED}
-    known = {**task_types.known(), **later}
-    monkeypatch.setattr(task_types, "known", lambda: known)
-    monkeypatch.setattr(task_types, "PLANNED", frozenset())
-    monkeypatch.setattr("mloc_dagster.spec.field_tables.trl", lambda _=None: frozenset({"loss_type"}))
-    return None
+from mloc_dagster.spec import StageSpec, load_file, load_text
+from tests.spec.corpus import GOOD, HERE, name_of
 
 
 def value_at(spec: StageSpec, dotted: str) -> object:
@@ -44,15 +30,7 @@ def test_good_files_load(file: Path) -> None:
         assert not any(key in stage.raw for key in ("hyperparameters", "dataset", "taskType", "configName"))
 
 
-@pytest.mark.parametrize("file", PLANNED, ids=name_of)
-def test_of_planned_files_only_the_type_is_refused(file: Path) -> None:
-    with pytest.raises(SpecError) as caught:
-        load_file(file)
-    assert [fault.what for fault in caught.value.faults] == ["this task type is not there yet"]
-    assert "inference" in caught.value.faults[0].way_out
-
-
-PLANNED_VALUES = {
+GOOD_VALUES = {
     "agent_short": {
         "agent.type": "react",
         "agent.tools": ["python_repl", "web_search"],
@@ -61,18 +39,7 @@ PLANNED_VALUES = {
         "inference.temperature": 0.2,
     },
     "agent_profile": {"agent.config_name": "examples/search_agent", "task": "find papers"},
-    "serve": {"serve.port": 8000, "inference.max_tokens": 5},
-}
-
-
-@pytest.mark.usefixtures("all_types")
-@pytest.mark.parametrize("name", PLANNED_VALUES)
-def test_planned_files_are_typed_all_the_same(name: str) -> None:
-    spec = load_file(HERE / "planned" / f"{name}.yaml").stages[0].spec
-    assert {dotted: value_at(spec, dotted) for dotted in PLANNED_VALUES[name]} == PLANNED_VALUES[name]
-
-
-GOOD_VALUES = {
+    "serve": {"serve.port": 8000, "serve.host": "127.0.0.1", "inference.max_tokens": 5},
     "rag_short": {
         "rag.embedding.model": "sentence-transformers/all-MiniLM-L6-v2",
         "rag.vector_store.type": "chromadb",
@@ -175,7 +142,7 @@ GOOD_VALUES = {
         "data.text_field": "text",
         "data.config_name": "train_prefs",
     },
-    "every_section": {"agent.config_name": "examples/search_agent", "rag.search.rerank_model": "org/rerank"},
+    "every_section": {"agent.config_name": "examples/search_agent", "rag.search.rerank_model.model": "org/rerank"},
 }
 
 

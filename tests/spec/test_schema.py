@@ -12,7 +12,7 @@ from mloc_dagster.spec import SpecError, load_file
 from mloc_dagster.spec.schema import json_schema
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.tree import plain, read
-from tests.spec.corpus import BAD, GOOD, PLANNED, SHIPPED, expected, name_of
+from tests.spec.corpus import BAD, GOOD, SHIPPED, expected, name_of
 
 _STRUCTURAL = re.compile(
     "is not a key|should be|must be a (map|list|number)|is not an? (task type|quantity|number of|version|amount|engine)"
@@ -46,11 +46,6 @@ def test_what_the_loader_accepts_the_schema_accepts(validator: Draft202012Valida
     except SpecError as error:
         pytest.fail(str(error))
     assert [error.message for error in validator.iter_errors(tree_of(file))] == []
-
-
-@pytest.mark.parametrize("file", PLANNED, ids=name_of)
-def test_of_planned_files_it_refuses_only_the_type(validator: Draft202012Validator, file: Path) -> None:
-    assert {error.path[-1] for error in validator.iter_errors(tree_of(file))} == {"taskType"}
 
 
 @pytest.mark.parametrize("file", [file for file in BAD if is_structural(file)], ids=name_of)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -30,10 +31,10 @@ class OpenStore(Protocol):
 
 
 class Store(Protocol):
-    """A way to keep vectors in a folder."""
+    """A way to keep vectors in a folder, or on a server that files of the folder name."""
 
     def write(self, folder: Path, collection: str, vectors: numpy.ndarray, texts: Sequence[str]) -> None:
-        """Write all vectors, of length 1, into an empty folder."""
+        """Write all vectors, of length 1; the folder is empty."""
         ...
 
     def open(self, folder: Path, collection: str) -> OpenStore:
@@ -41,7 +42,15 @@ class Store(Protocol):
         ...
 
 
-def store_of(kind: str) -> Store:
+@dataclass(frozen=True)
+class Server:
+    """Address and key of a server that keeps the vectors."""
+
+    url: str | None = None
+    api_key: str | None = None
+
+
+def store_of(kind: str, server: Server | None = None) -> Store:
     """Return the store of `rag.vector_store.type`; raises ExecutorError for one that is not there."""
     if kind in ("chroma", "chromadb"):
         from executors.rag.stores.chroma import ChromaStore
@@ -51,6 +60,10 @@ def store_of(kind: str) -> Store:
         from executors.rag.stores.faiss import FaissStore
 
         return FaissStore()
+    if kind == "qdrant":
+        from executors.rag.stores.qdrant import QdrantStore
+
+        return QdrantStore(server.url, server.api_key) if server else QdrantStore()
     raise ExecutorError(
-        f"rag.vector_store.type {kind!r} cannot be used yet.", "Write type: chroma (embedded, the default), or faiss."
+        f"rag.vector_store.type {kind!r} is not known.", "Write type: chroma (embedded, the default), faiss or qdrant."
     )

@@ -15,19 +15,22 @@ if TYPE_CHECKING:
 class FaissStore:
     """An inner-product index of vectors of length 1, so that its scores are cosine similarities."""
 
+    def __init__(self) -> None:
+        """Raises ExecutorError when faiss is not installed."""
+        self._faiss = _faiss()
+
     def write(self, folder: Path, collection: str, vectors: numpy.ndarray, texts: Sequence[str]) -> None:
         """Write all vectors into one file."""
-        faiss = _faiss()
-        index = faiss.IndexFlatIP(vectors.shape[1])
+        index = self._faiss.IndexFlatIP(vectors.shape[1])
         index.add(vectors)
         folder.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(index, str(folder / f"{collection}.faiss"))
+        self._faiss.write_index(index, str(folder / f"{collection}.faiss"))
 
     def open(self, folder: Path, collection: str) -> OpenFaiss:
         """Read the file; raises ExecutorError when it is missing or damaged."""
         file = folder / f"{collection}.faiss"
         try:
-            return OpenFaiss(_faiss().read_index(str(file)))
+            return OpenFaiss(self._faiss.read_index(str(file)))
         except RuntimeError as error:
             names = ", ".join(sorted(path.stem for path in folder.glob("*.faiss"))) or "none"
             raise ExecutorError(

@@ -25,16 +25,15 @@ class PpoExecutor:
     inline = False
     distributed = True
     uses = frozenset({
-        "model.source.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*", "enforce_cpu",
-        "generation.*", "reward_model.*", *(f"data.{key}" for key in _DATA), *(f"training.{key}" for key in _TRAINING),
+        "model.source.*", "model.config.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*",
+        "enforce_cpu", "generation.*", "reward_model.*",
+        *(f"data.{key}" for key in _DATA), *(f"training.{key}" for key in _TRAINING),
     })  # fmt: skip
     section = None
 
     def run(self, ctx: TaskContext) -> Result:
         """Train and leave `final_model/` (or `final_lora/`)."""
-        from executors.training.lora import lora_settings
+        from executors.training.lora import adapter_of
         from executors.training.ppo.recipe import optimize
 
-        adapter = ctx.spec.model.adapter
-        wanted = ctx.spec.lora is not None if adapter is None else adapter.type != "full"
-        return optimize(ctx, lora_settings(ctx) if wanted else None)
+        return optimize(ctx, adapter_of(ctx))

@@ -79,11 +79,12 @@ def _policy(ctx: TaskContext, setup: Setup, lora: Lora | None) -> tuple[Any, lis
     model, warnings = load_model(ctx, setup.start, lora, setup.gpu)
     if lora and not isinstance(model, PeftModel):
         set_seed(setup.args.seed)
-        model = get_peft_model(model, adapter_config(ctx, lora))
+        try:
+            model = get_peft_model(model, adapter_config(ctx, lora))
+        except ValueError as error:
+            raise ExecutorError(f"PEFT refuses spec.lora: {error}", "Mend the key.") from error
     if setup.args.disable_dropout:
         disable_dropout_in_model(model)
-        if lora and lora.dropout and "dropout" in lora.model_fields_set:
-            warnings.append(f"lora.dropout {lora.dropout} is not applied: training.disable_dropout is true")
     if setup.tokenizer.pad_token_id is None:
         setup.tokenizer.pad_token = setup.tokenizer.eos_token
     return model, warnings

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mloc_dagster.placement.inventory import Device
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
@@ -41,6 +42,8 @@ class RunInfo:
     fresh: bool
     on_cpu: bool
     cancelled: Callable[[], bool]
+    granted: tuple[Device, ...] | None = None
+    """GPUs that the run holds; None: it was started without the queue, and takes what this machine has."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ def outcome_of(stage: Stage, folder: Path, envelope: Envelope, reused_from: str 
     history = tuple(entry for entry in result.get("log_history") or () if isinstance(entry, dict))
     checks = [_artifacts_check(folder), *(_training_checks(result, history) if kind.trains else ())]
     checks.extend(_gate_checks(envelope))
+    checks.extend(_retrieval_checks(result))
     return StepOutcome(metadata, str(envelope.metadata["digest"]), tuple(checks), reused_from, history, folder)
 
 
@@ -106,6 +110,13 @@ def _gate_checks(envelope: Envelope) -> Iterator[Check]:
     if verdict is not None:
         seen = verdict.model_dump(exclude={"gate", "passed", "rule", "result"}, mode="json")
         yield Check("gate", verdict.passed, {key: value for key, value in seen.items() if value is not None})
+
+
+def _retrieval_checks(result: dict[str, Json]) -> Iterator[Check]:
+    """hit@k and MRR of a retrieval that knows the right documents, held against their bounds."""
+    seen = result.get("retrieval")
+    if isinstance(seen, dict):
+        yield Check("retrieval", seen.get("passed") is True, {k: v for k, v in seen.items() if k != "passed"})
 
 
 def _artifacts_check(folder: Path) -> Check:

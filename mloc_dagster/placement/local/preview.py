@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mloc_dagster.placement import inventory
-from mloc_dagster.placement.local.inputs import local_files, mirror_of
+from mloc_dagster.placement.local.inputs import given_by, local_files, mirror_of, names_later
 from mloc_dagster.plan.compiler import pulls
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.estimate import gpu_hours
@@ -53,6 +53,8 @@ def preview(plan: Plan, home: Home, *, fresh: bool) -> list[PlannedStep]:
 
 def _step(plan: Plan, step: Step, home: Home, digests: dict[str, str | None], fresh: bool) -> PlannedStep:
     assert step.stage is not None
+    if step.kind == "final_output":
+        return PlannedStep(step.key, step.kind, step.depends_on, notes=(f"of {step.source}",))
     if step.kind == "publish":
         return PlannedStep(step.key, step.kind, step.depends_on, notes=(f"to {step.source}",))
     if step.kind in ("model", "dataset"):
@@ -78,7 +80,7 @@ def _stage(
     placed = inventory.place(spec.resources, spec.enforce_cpu, inventory.cpu_forced(), inventory.gpus())
     digest = _digest(plan, step, stage, home, digests, placed.on_cpu)
     digests[step.key] = digest
-    entry = ReuseIndex(home).lookup(digest) if digest and not fresh else None
+    entry = ReuseIndex(home).lookup(digest) if digest and not fresh and kind.reusable else None
     shape = shape_of(_model_folder(stage, home), spec.model.source.identifier) if spec.model.source else None
     devices = len(placed.devices) or _refused_devices(stage, placed)
     estimate = fit(spec, shape, devices, kind.trains) if shape else None
@@ -107,23 +109,23 @@ def _digest(
 ) -> str | None:
     """The digest that the stage will have, or None while something that it reads isn't known yet."""
     given: dict[str, str] = {}
-    for name in plan.task.ancestors(stage.name):
+    for name in given_by(plan, stage):
         known_digest = digests.get(f"{plan.task.name}/{name}")
         if known_digest is None:
             return None
         given[f"stage:{name}"] = known_digest
-    later = ("model.source", "reward_model", "data", "rag.embedding", "rag.documents")
+    later = ("model.source", "reward_model", "data", "rag.embedding", "rag.documents", "rag.search.rerank_model")
     sources = stage.spec.rag.documents.sources() if stage.spec.rag.documents else []
     if plan.task.requires or any(dotted.startswith(later) for dotted in stage.deferred):
         return None
-    if any(source.data() is not None for source in sources):
+    if any(source.data() is not None for source in sources) or names_later(stage):
         return None
     for name, pull in pulls(stage).items():
         pulled = digests.get(pull.key)
         if pulled is None:
             return None
         given[name] = pulled
-    for name, path in local_files(stage.raw):
+    for name, path in local_files(known()[stage.spec.task_type].part(stage.raw)):
         given[name] = Digests(home).of(path) if path.exists() else "absent"
     return stage_digest(stage, given, on_cpu)
 

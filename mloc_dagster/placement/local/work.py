@@ -15,12 +15,14 @@ from typing import IO
 from mloc_dagster.files import atomic
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.local import gate, inputs, process
+from mloc_dagster.placement.local.final_output import write_final_output
 from mloc_dagster.placement.local.finish import finish, finished, origin_of, reuse
 from mloc_dagster.placement.local.outcome import Check, RunInfo, StepCancelled, StepFailed, StepOutcome, outcome_of
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.sources import Cache, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.store.results import note_task, write_envelope
 from mloc_dagster.store.reuse import ReuseIndex
@@ -37,6 +39,8 @@ def run_step(plan: Plan, step: Step, run: RunInfo, report: Report) -> StepOutcom
             return _pull(step, step.stage, run, report)
         if step.kind == "publish":
             return _publish(plan, step.stage, run)
+        if step.kind == "final_output":
+            return write_final_output(plan, run)
         return _stage(plan, step.stage, run, report)
     except (PullError, inputs.InputError, gate.Refused) as error:
         raise StepFailed(str(error), user_fault=not isinstance(error, PullError)) from None
@@ -76,7 +80,8 @@ def _pull(step: Step, stage: Stage, run: RunInfo, report: Report) -> StepOutcome
 
 def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcome:
     spec = stage.spec
-    placed = inventory.place(spec.resources, spec.enforce_cpu, run.on_cpu, inventory.gpus())
+    available = inventory.gpus() if run.granted is None else run.granted
+    placed = inventory.place(spec.resources, spec.enforce_cpu, run.on_cpu, available)
     if placed.refusal:
         raise StepFailed(f"{stage.name} {placed.refusal}", user_fault=True)
     given = inputs.gather(plan, stage, run.home, run.task_id)
@@ -92,7 +97,8 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
             gate.record(run.home, judged)
             return outcome_of(stage, final, judged, None)
         note_task(run.home, plan.task.name, run.task_id)
-        entry = None if run.fresh else ReuseIndex(run.home).lookup(digest)
+        reusable = known()[spec.task_type].reusable and not run.fresh
+        entry = ReuseIndex(run.home).lookup(digest) if reusable else None
         if entry is not None:
             envelope = reuse(stage, run, entry, digest, final, judge)
             gate.record(run.home, envelope)
@@ -120,6 +126,7 @@ def _write_job(
         "reward_model_path": str(given.reward_model.path) if given.reward_model else None,
         "data_path": str(given.data.path) if given.data else None,
         "embedding_path": str(given.embedding.path) if given.embedding else None,
+        "reranker_path": str(given.reranker.path) if given.reranker else None,
         "document_paths": [str(one.path) if one else None for one in given.documents],
         "cache": str(run.home.cache),
         "results": str(run.home.results),

@@ -7,7 +7,7 @@ from functools import cache
 
 import pytest
 
-from executors.evaluation.text_metrics import best, exact_match, f1, rouge_l
+from executors.evaluation.text_metrics import best, contains, exact_match, f1, rouge_l
 
 
 @pytest.mark.parametrize(
@@ -47,6 +47,21 @@ def test_f1(output: str, reference: str, score: float) -> None:
 )
 def test_rouge_l(output: str, reference: str, score: float) -> None:
     assert rouge_l(output, reference) == pytest.approx(score)
+
+
+@pytest.mark.parametrize(
+    ("output", "reference", "score"),
+    [
+        ("Use the `with`\n statement.", "with statement", 1.0),
+        ("Write yields.", "yield", 0.0),
+        ("1 << 4", "<<", 1.0),
+        ("call x.__ENTER__()", "__enter__", 1.0),
+        ("anything", "", 0.0),
+        ("", "", 1.0),
+    ],
+)
+def test_contains(output: str, reference: str, score: float) -> None:
+    assert contains(output, reference) == score
 
 
 def test_rouge_l_finds_the_longest_common_subsequence() -> None:

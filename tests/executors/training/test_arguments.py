@@ -73,7 +73,7 @@ def test_an_absent_tracker_is_told(tmp_path: Path) -> None:
 
 
 def test_projects_and_places_of_trackers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("executors.training.arguments.find_spec", lambda name: object())
+    monkeypatch.setattr("executors.training.trackers.find_spec", lambda name: object())
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "WANDB_PROJECT", "WANDB_DIR"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)

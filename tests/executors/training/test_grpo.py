@@ -24,6 +24,7 @@ def short(**spec: Any) -> dict[str, Any]:
     return base | {"training": SHORT | spec.pop("training", {})} | spec
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 def test_rewarded_style_is_generated(job: MakeJob, two_styles: Path) -> None:
     held_out = words(30, seed=2)

@@ -12,6 +12,7 @@ from tests.executors.training.styles import PROMPT, WANTED, wanted_share, words
 from tests.tiny_model import make_tiny_llama
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 def test_sft_writes_what_it_was_shown(job: MakeJob, tmp_path: Path) -> None:
     copying = make_tiny_llama(tmp_path / "copying")

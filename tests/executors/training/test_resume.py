@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from executors.base import Result
+from executors.host import execute
 from executors.job import Job
 from executors.training.checkpoints import MARKER, is_complete, mark_complete, newest_complete
 from tests.executors.conftest import MakeJob, result_of, run_host, start_host
@@ -28,7 +30,11 @@ def training_job(job: MakeJob, task_type: str, name: str, **training: Any) -> Jo
 
 
 def losses(job: Job) -> dict[int, float]:
-    history = result_of(job)["payload"]["log_history"]
+    return losses_of(Result.model_validate(result_of(job)))
+
+
+def losses_of(result: Result) -> dict[int, float]:
+    history = result.payload["log_history"]
     return {line["step"]: line["loss"] for line in history if "loss" in line}
 
 
@@ -88,25 +94,23 @@ def test_sigterm_writes_a_checkpoint_and_the_next_attempt_goes_on(job: MakeJob) 
 
 def test_fresh_starts_over(job: MakeJob) -> None:
     one = training_job(job, "lora_sft", "fresh", max_steps=4)
-    assert run_host(one)[0] == 0
-    assert run_host(one.model_copy(update={"fresh": True}))[0] == 0
-    assert result_of(one)["payload"]["resume_from_path"] is None
+    execute(one)
+    assert execute(one.model_copy(update={"fresh": True})).payload["resume_from_path"] is None
 
 
 def test_resume_from_path_of_another_run(job: MakeJob) -> None:
     first = training_job(job, "lora_sft", "first", save_steps=20)
-    assert run_host(first)[0] == 0
+    expected = losses_of(execute(first))
     kept = sorted(path.name for path in (first.out / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-20", "checkpoint-40"]
     shutil.rmtree(first.out / "checkpoints" / "checkpoint-40")
     second = training_job(job, "lora_sft", "second", save_steps=20, resume_from_path=str(first.out / "checkpoints"))
-    assert run_host(second)[0] == 0
-    assert losses(second) == pytest.approx(losses(first), rel=1e-6)
+    assert losses_of(execute(second)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_save_total_limit(job: MakeJob) -> None:
     one = training_job(job, "lora_sft", "limit", save_steps=5, save_total_limit=2)
-    assert run_host(one)[0] == 0
+    execute(one)
     kept = sorted(path.name for path in (one.out / "checkpoints").glob("checkpoint-*"))
     assert kept == ["checkpoint-35", "checkpoint-40"]
 
@@ -128,11 +132,9 @@ def test_half_written_checkpoint_is_skipped(tmp_path: Path) -> None:
 
 def test_killed_after_the_last_step_trains_no_further(job: MakeJob) -> None:
     one = training_job(job, "lora_sft", "done")
-    assert run_host(one)[0] == 0
-    before = result_of(one)
+    before = execute(one)
     shutil.rmtree(one.out / "final_lora")
-    assert run_host(one)[0] == 0
-    again = result_of(one)
-    assert again["payload"]["metrics"]["steps"] == STEPS
-    assert losses(one) == {line["step"]: line["loss"] for line in before["payload"]["log_history"] if "loss" in line}
-    assert again["metadata"]["weights_digest"] == before["metadata"]["weights_digest"]
+    again = execute(one)
+    assert again.payload["metrics"]["steps"] == STEPS
+    assert losses_of(again) == losses_of(before)
+    assert again.metadata["weights_digest"] == before.metadata["weights_digest"]

@@ -27,6 +27,7 @@ def scores(folder: Path, rows: list[dict[str, str]], side: str, **reward: Any) -
     return reward_function(ctx)([row["prompt"] for row in rows], [row[side] for row in rows], rows)
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"r": 8, "dropout": 0.0}])
 def test_held_out_pairs_are_told_apart(job: MakeJob, two_styles: Path, lora: dict[str, Any] | None) -> None:
@@ -43,6 +44,7 @@ def test_held_out_pairs_are_told_apart(job: MakeJob, two_styles: Path, lora: dic
         assert payload["metrics"]["accuracy"] >= 0.8
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 def test_an_encoder_learns_which_words_praise(job: MakeJob) -> None:
     """MiniLM with a new head, on things that no training pair was about."""

@@ -36,6 +36,7 @@ def lines(result: Result) -> list[dict[str, float]]:
     return [line for line in result.payload["log_history"] if "loss" in line]
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_learns_the_style_that_is_rewarded(job: MakeJob, ppo_job: PpoJob, two_styles: Path, seed: int) -> None:
@@ -48,6 +49,7 @@ def test_learns_the_style_that_is_rewarded(job: MakeJob, ppo_job: PpoJob, two_st
     assert result.metadata["weights_changed"] and result.metadata["weights_digest"] == digest(final)
 
 
+@pytest.mark.learning
 @pytest.mark.slow
 def test_learns_with_an_adapter(job: MakeJob, ppo_job: PpoJob, two_styles: Path) -> None:
     lora = {"r": 16, "alpha": 32}

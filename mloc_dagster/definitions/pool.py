@@ -1,0 +1,152 @@
+"""The program of a pool: `python -m mloc_dagster.definitions.pool SOCKET PIPE`; `placement.launcher` says what it is.
+
+Everything that a run needs is imported here, once, and the instance is opened. PIPE is a file descriptor that gets a
+byte when the pool listens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from dagster import DagsterInstance
+
+from mloc_dagster.definitions import worker
+from mloc_dagster.definitions.instance import hold_connections, open_instance
+from mloc_dagster.definitions.lost import report_lost
+from mloc_dagster.definitions.submit import create_run, store_spec
+from mloc_dagster.placement.launcher.pool import Work, serve
+from mloc_dagster.plan import compile_plan
+from mloc_dagster.spec import load_text
+from mloc_dagster.spec.task_types import known
+from mloc_dagster.store.home import Home
+from mloc_dagster.store.sqlite import engines
+
+_LOADED = (
+    "dagster._core.execution.plan.execute_plan",
+    "executors.host",
+    "mloc_dagster.placement.executor",
+    "mloc_dagster.placement.local.work",
+)
+"""Modules that a run imports when it comes to need them."""
+_IDLE_SECONDS = 600.0
+_REHEARSAL = """\
+apiVersion: mloc/v1
+metadata: {name: rehearsal, owner: mloc}
+spec:
+  taskType: echo
+  stages:
+    - {name: first, spec: {echo: 1}}
+    - {name: second, spec: {echo: 2}}
+"""
+
+
+def main(address: str, pipe: str) -> int:
+    """Serve runs until there is no reason to."""
+    home, instance = Home.current(), _instance(Home.current())
+    for name in _LOADED:
+        importlib.import_module(name)
+    known()
+
+    def run(run_id: str, ready: Callable[[], None]) -> int:
+        with _own(instance) as own:
+            return worker.execute(own, run_id, ready)
+
+    def bury(run_id: str, pid: int, reason: str) -> None:
+        with _own(instance) as own:
+            report_lost(own, run_id, f"the worker process {pid} is gone (killed, or out of memory): {reason}")
+
+    idle = float(os.environ.get("MLOC_POOL_IDLE") or _IDLE_SECONDS)
+    settings = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
+    work = Work(run, bury, partial(_rehearse, home), home, settings, idle)
+    serve(work, Path(address), lambda: _tell(int(pipe)))
+    return 0
+
+
+def _instance(home: Home) -> DagsterInstance | None:
+    """Open the instance for all children; None, for each to open its own, when its storage keeps a handle open."""
+    before = _handles()
+    instance = open_instance(home)
+    engines.close_all()
+    if _handles() <= before:
+        return instance
+    instance.dispose()
+    return None
+
+
+def _handles() -> set[str]:
+    """Files and sockets that this process has open, by name."""
+    found = set()
+    for handle in os.scandir("/proc/self/fd"):
+        try:
+            found.add(os.readlink(handle.path))
+        except FileNotFoundError:  # that of the listing itself
+            continue
+    return found
+
+
+def _rehearse(home: Home) -> None:
+    """Carry a small task out in a home of its own, which is thrown away."""
+    with (
+        tempfile.TemporaryDirectory(dir=home.root / "pool", prefix=".rehearsal-") as folder,
+        _moved(Path(folder)),
+        _silent(),
+    ):
+        own = Home.current()
+        plan = compile_plan(load_text(_REHEARSAL, base=Path(folder)))
+        with open_instance(own) as instance:
+            run = create_run(instance, plan, store_spec(own, plan.task), fresh=False, tags=None)
+            worker.execute(instance, run.run_id)
+    engines.close_all()
+
+
+@contextmanager
+def _moved(folder: Path) -> Iterator[None]:
+    """Have this process's home in another folder for a while."""
+    before = dict(os.environ)
+    os.environ |= {"MLOC_HOME": str(folder), "DAGSTER_HOME": str(folder / "dagster"), "MLOC_TASK_SPECS": str(folder)}
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Have nothing of what is printed meanwhile in the pool's log."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for stream in (1, 2):
+            os.dup2(nowhere, stream)
+        yield
+    finally:
+        for stream, file in ((1, sys.stdout), (2, sys.stderr)):
+            file.flush()
+            os.dup2(kept[stream - 1], stream)
+        for handle in (*kept, nowhere):
+            os.close(handle)
+
+
+@contextmanager
+def _own(instance: DagsterInstance | None) -> Iterator[DagsterInstance]:
+    """Give a child its instance, and close it at the end, so that what it has stored is written to the disk."""
+    with instance or DagsterInstance.get() as own:
+        hold_connections(own)
+        yield own
+
+
+def _tell(pipe: int) -> None:
+    os.write(pipe, b"1")
+    os.close(pipe)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

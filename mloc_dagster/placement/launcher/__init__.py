@@ -1,0 +1,17 @@
+"""Runs on this machine: each in a process of its own, forked from one that is warm, else started anew.
+
+A **pool** is a process that has Dagster, our definitions and the instance loaded, and does nothing with them: it runs
+no code of a task, has no thread and holds no database connection. It forks one child for each run. The child takes
+the submitter's environment, folder and umask in place of the pool's, is a session of its own, and ends with its run;
+no process serves two runs, so nothing that one run leaves in memory is seen by another. Light steps run inside of that
+child, heavy ones in further processes (`placement.local.process`).
+
+A pool belongs to one home and one environment (`fingerprint`), ends when it was idle for MLOC_POOL_IDLE seconds
+(default 600), when its home goes away, or when a file that it has loaded changes; runs that are going on stay. Without
+a pool a run starts cold, with a warning.
+"""
+
+from mloc_dagster.placement.launcher.launcher import LocalRunLauncher
+from mloc_dagster.placement.launcher.workers import WORKER, worker_tag
+
+__all__ = ["WORKER", "LocalRunLauncher", "worker_tag"]

@@ -1,0 +1,42 @@
+"""What a process that was forked from the pool does to be the process that the submitter would have started."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+from contextlib import suppress
+
+from mloc_dagster.placement.launcher.protocol import Request
+from mloc_dagster.store.home import Home
+
+
+def become_worker(request: Request, home: Home) -> None:
+    """Lead a session, write to the run's own log, and take the submitter's environment, folder and umask."""
+    os.setsid()
+    os.umask(request.umask)
+    _write_to_log(home, request.run_id)
+    os.environ.clear()
+    os.environ.update(request.environment)
+    time.tzset()
+    with suppress(OSError):  # a folder that is gone: stay in the home
+        os.chdir(request.folder)
+    sys.path[0] = os.getcwd()  # as `python -m` has it
+    random.seed()
+
+
+def leave(code: int) -> None:
+    """End this process at once: what the pool had registered to be done at its exit is not the child's to do."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _write_to_log(home: Home, run_id: str) -> None:
+    home.logs.mkdir(parents=True, exist_ok=True)
+    log = os.open(home.logs / f"{run_id}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    os.close(log)

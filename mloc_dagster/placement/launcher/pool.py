@@ -1,0 +1,280 @@
+"""The pool: a process that waits on a socket and forks a child for each run."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import mmap
+import os
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from mloc_dagster.placement.launcher import fingerprint
+from mloc_dagster.placement.launcher.child import become_worker, leave
+from mloc_dagster.placement.launcher.protocol import (
+    Answer,
+    Request,
+    is_same_user,
+    receive_request,
+    send,
+    short_name,
+)
+from mloc_dagster.store.home import Home
+
+_TICK_SECONDS = 1.0
+_QUIET = 0.05
+"""Seconds without a request after which there is time for other things."""
+_PATIENCE_SECONDS = 5.0
+"""How long a launcher may take to say what it wants; nobody else is served meanwhile."""
+_EXPECTED = (0, 1)
+"""Exit codes of a worker that has said itself how its run ended."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the pool's children do, and where they are at home.
+
+    `run(run_id, ready)` carries a run out, calls `ready` when the run is its own, and returns an exit code;
+    `bury(run_id, pid, reason)` reports a run whose worker died without a word. `rehearse()` does in the pool itself
+    what a run does, so that its children find all of it loaded; it leaves no thread and no connection behind.
+    `settings` is the instance's `dagster.yaml`.
+    """
+
+    run: Callable[[str, Callable[[], None]], int]
+    bury: Callable[[str, int, str], None]
+    rehearse: Callable[[], None]
+    home: Home
+    settings: Path
+    idle_seconds: float
+
+
+def serve(work: Work, address: Path, tell_ready: Callable[[], None]) -> None:
+    """Serve until idle, stale, told to stop, or the home is gone; then wait for the runs that are going on.
+
+    Nothing but the caller's thread may run, and no database may be open: each child gets a copy of all that is here.
+    Raises RuntimeError when there is another thread.
+    """
+    _no_threads()
+    pool = _Pool(work, address)
+    tell_ready()
+    pool.loop()
+
+
+def _no_threads() -> None:
+    if threading.active_count() != 1:
+        names = ", ".join(thread.name for thread in threading.enumerate())
+        raise RuntimeError(f"a pool cannot fork with threads running: {names}")
+
+
+class _Run(NamedTuple):
+    run_id: str
+    started: mmap.mmap
+
+
+class _Pool:
+    def __init__(self, work: Work, address: Path) -> None:
+        self._work, self._address = work, address
+        self._runs: dict[int, _Run] = {}
+        self._buriers: set[int] = set()
+        self._loaded = fingerprint.Loaded()
+        self._opened = fingerprint.opening_variables(work.settings, os.environ)
+        self._listener = _listen(address)
+        self._inode = address.stat().st_ino
+        self._idle_since = self._look_again = time.monotonic()
+        self._open, self._rehearsed = True, False
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._take_signals()
+
+    def loop(self) -> None:
+        while self._open or self._runs or self._buriers:
+            ready = [key.fileobj for key, _ in self._selector.select(_TICK_SECONDS if self._rehearsed else _QUIET)]
+            if not ready and self._open and not self._rehearsed:
+                self._rehearse()
+            if self._woken in ready:
+                self._woken.recv(4096)
+            self._reap()
+            if self._open and self._listener in ready:
+                self._serve_one()
+            if self._open and self._is_over():
+                self._close()
+            self._look_at_libraries()
+
+    def _look_at_libraries(self) -> None:
+        """Once a tick, since it takes longer than to fork does."""
+        if self._open and time.monotonic() > self._look_again:
+            self._is_stale(self._loaded.changed_library())
+            self._look_again = time.monotonic() + _TICK_SECONDS
+
+    def _changed_variable(self, request: Request) -> str | None:
+        wanted = fingerprint.opening_variables(self._work.settings, request.environment)
+        return next((key for key in {*wanted, *self._opened} if wanted.get(key) != self._opened.get(key)), None)
+
+    def _is_stale(self, changed: str | None) -> bool:
+        if changed is None:
+            return False
+        self._close()
+        print(f"{changed} has changed; another pool takes over", file=sys.stderr, flush=True)
+        return True
+
+    def _take_signals(self) -> None:
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._close())
+
+    def _rehearse(self) -> None:
+        """Warm up in the first quiet moment: the run that the pool was started for need not wait for it."""
+        self._rehearsed = True
+        try:
+            self._work.rehearse()
+        except Exception as error:  # such as a full disk; the children will say so themselves
+            print(f"the rehearsal failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+        _no_threads()
+        self._take_signals()
+        self._loaded = fingerprint.Loaded(self._loaded)
+        self._idle_since = time.monotonic()
+        gc.collect()
+        gc.freeze()
+
+    def _is_over(self) -> bool:
+        if self._runs:
+            self._idle_since = time.monotonic()
+        idle = time.monotonic() - self._idle_since > self._work.idle_seconds
+        return idle or not _is_inode(self._address, self._inode)
+
+    def _close(self) -> None:
+        """Take no more runs; the next launcher starts another pool."""
+        if not self._open:
+            return
+        self._open = False
+        self._selector.unregister(self._listener)
+        self._listener.close()
+        if _is_inode(self._address, self._inode):
+            self._address.unlink(missing_ok=True)
+
+    def _serve_one(self) -> None:
+        try:
+            connection, _ = self._listener.accept()
+            with connection:
+                connection.settimeout(_PATIENCE_SECONDS)
+                if is_same_user(connection):
+                    self._answer(connection, receive_request(connection))
+        except (OSError, ValueError) as error:
+            print(f"a launcher was not understood: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def _answer(self, connection: socket.socket, request: Request) -> None:
+        if request.action == "stop":
+            self._close()
+            send(connection, Answer(state="stopping"))
+            return
+        if self._is_stale(self._loaded.changed() or self._changed_variable(request)):
+            send(connection, Answer(state="stale"))
+            return
+        started = mmap.mmap(-1, 1)  # shared with the child, which says here that the run is its own
+        pid = self._fork(lambda: self._run(connection, request, started))
+        self._runs[pid] = _Run(request.run_id, started)
+        self._idle_since = time.monotonic()
+
+    def _fork(self, work: Callable[[], int]) -> int:
+        """Fork a child that does its work and ends; signals wait until it is ready for them."""
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+        pid = os.fork()
+        if pid:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return pid
+        code = os.EX_SOFTWARE
+        try:
+            self._forget()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            code = work()
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else os.EX_SOFTWARE
+        finally:
+            leave(code)
+        raise AssertionError("unreachable")
+
+    def _forget(self) -> None:
+        """In a child: close what is the pool's, and take signals as a program does that was just started."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGCHLD):
+            signal.signal(number, signal.SIG_DFL)
+        for thing in (self._listener, self._woken, self._wake, self._selector):
+            thing.close()
+
+    def _run(self, connection: socket.socket, request: Request, started: mmap.mmap) -> int:
+        become_worker(request, self._work.home)
+
+        def ready() -> None:
+            started[0] = 1
+            with suppress(OSError):  # a launcher that is gone needs no answer
+                send(connection, Answer(state="started", pid=os.getpid()))
+            connection.close()
+
+        return self._work.run(request.run_id, ready)
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._buriers.discard(pid)
+            run = self._runs.pop(pid, None)
+            if run is not None:
+                self._see_off(pid, run, os.waitstatus_to_exitcode(status))
+
+    def _see_off(self, pid: int, run: _Run, code: int) -> None:
+        """End what a worker has left in its session, and have its run reported when it died without a word.
+
+        A worker that died before the run was its own is no loss: its launcher starts the run in another way.
+        """
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        lost = run.started[0] and code not in _EXPECTED
+        run.started.close()
+        if not lost:
+            return
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+
+        def bury() -> int:
+            self._work.bury(run.run_id, pid, reason)
+            return 0
+
+        self._buriers.add(self._fork(bury))
+
+
+def _listen(address: Path) -> socket.socket:
+    """Listen on a socket that only this user can open; takes the place of one that a dead pool has left."""
+    address.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        with short_name(address) as name:
+            listener.bind(name)
+    finally:
+        os.umask(before)
+    listener.listen(128)
+    return listener
+
+
+def _is_inode(path: Path, inode: int) -> bool:
+    try:
+        return path.stat().st_ino == inode
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR)

@@ -1,0 +1,186 @@
+"""Claim, hold, release: what runs have of workers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from mloc_dagster.placement.inventory import Device
+from mloc_dagster.placement.ledger import database as tables
+from mloc_dagster.placement.ledger.database import Database, url_of
+from mloc_dagster.placement.workers.need import Need
+from mloc_dagster.placement.workers.room import Room, State, Worker
+from mloc_dagster.spec.base import Json
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+
+@dataclass(frozen=True)
+class Lease:
+    """What one run holds. `devices` are thousandths by device index; times in seconds since the epoch."""
+
+    token: int
+    run_id: str
+    owner: str
+    worker: str
+    need: Need
+    devices: Mapping[int, int]
+    taken_at: float
+    expires_at: float
+    expected: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A worker as it was last seen: on which host, when, and the host's load (runnable processes per core)."""
+
+    worker: Worker
+    host: str
+    load: float
+    seen_at: float
+
+
+class Ledger:
+    """The ledger in one database; safe to use from many processes."""
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url)
+
+    @classmethod
+    def of_instance(cls, instance: DagsterInstance) -> Ledger:
+        """Return the ledger of a Dagster instance."""
+        return cls(url_of(instance))
+
+    def register(self, host: str, workers: Sequence[Worker], load: float) -> None:
+        """Say which workers a host has now. Their states stay; those that are gone take no new runs, and are removed
+        when nothing runs there any more."""
+        with self._database.writing() as connection:
+            now = self._database.now(connection)
+            known = {row.name: row for row in connection.execute(sa.select(tables.workers))}
+            busy = set(connection.scalars(sa.select(tables.leases.c.worker).distinct()))
+            for worker in workers:
+                _forget(connection, worker.name)
+                state = known[worker.name].state if worker.name in known else worker.state
+                values = {"cpu": worker.cpu, "memory": worker.memory, "load": load, "seen_at": now, "host": host}
+                connection.execute(sa.insert(tables.workers).values(name=worker.name, state=state, **values))
+                for device in worker.devices:
+                    values = {"device": device.index, "name": device.name, "memory": device.memory}
+                    connection.execute(sa.insert(tables.devices).values(worker=worker.name, **values))
+            gone = {name for name, row in known.items() if row.host == host} - {worker.name for worker in workers}
+            for name in gone - busy:
+                _forget(connection, name)
+            connection.execute(
+                sa.update(tables.workers).where(tables.workers.c.name.in_(gone & busy)).values(state="draining")
+            )
+
+    def set_state(self, name: str, state: State) -> bool:
+        """Let a worker take new runs or not; returns whether there is such a worker."""
+        with self._database.writing() as connection:
+            change = sa.update(tables.workers).where(tables.workers.c.name == name).values(state=state)
+            return connection.execute(change).rowcount == 1
+
+    def snapshot(self) -> tuple[list[Seen], list[Lease]]:
+        """Return all workers and leases as they were at one moment."""
+        with self._database.reading() as connection:
+            return _workers(connection), _leases(connection)
+
+    def claim(
+        self, run_id: str, owner: str, need: Need, seconds: float, *, worker: str, expected: float | None = None
+    ) -> Lease | None:
+        """Give a run all that it needs of a worker, for `seconds` unless it is renewed.
+
+        Returns None when that is not free, the worker takes no runs, or the run holds a lease already.
+        """
+        with self._database.writing() as connection:
+            seen = {one.worker.name: one.worker for one in _workers(connection)}.get(worker)
+            held = _leases(connection)
+            if seen is None or seen.state != "ready" or any(lease.run_id == run_id for lease in held):
+                return None
+            room = Room.whole(seen)
+            for lease in held:
+                if lease.worker == worker:
+                    room.take(lease.need, lease.devices)
+            devices = room.fit(need)
+            if devices is None:
+                return None
+            now = self._database.now(connection)
+            lease = Lease(0, run_id, owner, worker, need, devices, now, now + seconds, expected)
+            return _insert(connection, lease)
+
+    def renew(self, token: int, seconds: float) -> bool:
+        """Say that a lease is still used; False: it is gone, and its holder must end."""
+        with self._database.writing() as connection:
+            until = self._database.now(connection) + seconds
+            found = sa.update(tables.leases).where(tables.leases.c.token == token).values(expires_at=until)
+            return connection.execute(found).rowcount == 1
+
+    def release(self, token: int) -> bool:
+        """Give back what a lease holds; returns whether it was there."""
+        with self._database.writing() as connection:
+            return connection.execute(sa.delete(tables.leases).where(tables.leases.c.token == token)).rowcount == 1
+
+    def expired(self) -> list[Lease]:
+        """Return leases that were not renewed in time. They hold what they have until they are released."""
+        with self._database.reading() as connection:
+            now = self._database.now(connection)
+            return [lease for lease in _leases(connection) if lease.expires_at < now]
+
+    def save(self, key: str, value: Json) -> None:
+        """Keep a JSON value under a name."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(tables.state).where(tables.state.c.key == key))
+            connection.execute(sa.insert(tables.state).values(key=key, value=json.dumps(value)))
+
+    def saved(self, key: str) -> Json:
+        """Return a value that was kept, or None."""
+        with self._database.reading() as connection:
+            text = connection.scalar(sa.select(tables.state.c.value).where(tables.state.c.key == key))
+        return None if text is None else json.loads(text)
+
+
+def _insert(connection: Connection, lease: Lease) -> Lease:
+    values = {**vars(lease), "need": json.dumps(lease.need.as_dict()), "devices": json.dumps(lease.devices)}
+    del values["token"]
+    key = connection.execute(sa.insert(tables.leases).values(**values)).inserted_primary_key
+    assert key is not None
+    return Lease(**{**vars(lease), "token": key[0]})
+
+
+def _forget(connection: Connection, worker: str) -> None:
+    connection.execute(sa.delete(tables.devices).where(tables.devices.c.worker == worker))
+    connection.execute(sa.delete(tables.workers).where(tables.workers.c.name == worker))
+
+
+def _workers(connection: Connection) -> list[Seen]:
+    devices: dict[str, list[Device]] = {}
+    for row in connection.execute(sa.select(tables.devices).order_by(tables.devices.c.device)):
+        devices.setdefault(row.worker, []).append(Device(row.device, row.name, row.memory))
+    rows = connection.execute(sa.select(tables.workers).order_by(tables.workers.c.name))
+    return [_seen(row, tuple(devices.get(row.name, ()))) for row in rows]
+
+
+def _seen(row: Any, devices: tuple[Device, ...]) -> Seen:
+    return Seen(Worker(row.name, row.cpu, row.memory, devices, row.state), row.host, row.load, row.seen_at)
+
+
+def _leases(connection: Connection) -> list[Lease]:
+    return [
+        Lease(
+            token=row.token,
+            run_id=row.run_id,
+            owner=row.owner,
+            worker=row.worker,
+            need=Need.from_dict(json.loads(row.need)),
+            devices={int(index): share for index, share in json.loads(row.devices).items()},
+            taken_at=row.taken_at,
+            expires_at=row.expires_at,
+            expected=row.expected,
+        )
+        for row in connection.execute(sa.select(tables.leases).order_by(tables.leases.c.token))
+    ]

@@ -1,0 +1,1 @@
+"""The order in which runs begin: `order` decides, the daemon of `definitions.daemon` acts on it."""

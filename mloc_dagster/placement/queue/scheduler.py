@@ -1,0 +1,231 @@
+"""Keeps the order in step with Dagster's runs and with the ledger, and starts what can begin."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
+
+from mloc_dagster.placement.ledger import Lease, Ledger
+from mloc_dagster.placement.ledger.grant import Grant
+from mloc_dagster.placement.queue.asked import WAITING, queued, task_key
+from mloc_dagster.placement.queue.items import Decisions, Policy, Queued, Running, Start
+from mloc_dagster.placement.queue.order import Order
+from mloc_dagster.placement.workers.room import Worker
+from mloc_dagster.spec.base import Json
+
+VIEW, MEMORY = "queue", "order"
+"""Names under which the ledger keeps what the command shows, and what a daemon goes on from."""
+_PAGE = 500
+_SHOWN = 500
+_TAGS_A_PASS = 25
+"""So many waiting runs get a new tag in one pass: a tag costs milliseconds, and 10,000 may wait."""
+_LOOK_AFTER_SECONDS = 1.0
+_REMEMBER_AFTER_SECONDS = 10.0
+_MOST_LEARNED = 2000
+_BEGINNING_SECONDS = 10.0
+"""A run that waits and holds a lease for so long was not started by whoever claimed it."""
+_STARTING_SECONDS = 120.0
+"""So long a lease holds before the run's worker renews it: a cold start on a busy machine takes its time."""
+_MOST_OF_THE_TIME = 0.2
+"""Part of its time that a daemon looks for runs at most."""
+
+
+@dataclass
+class _Reason:
+    text: str
+    since: float
+    tagged: bool = False
+
+
+class Scheduler:
+    """One pass after the other. `launch` starts a run and tells whether it did; `lost` ends one without a worker."""
+
+    def __init__(
+        self,
+        instance: DagsterInstance,
+        ledger: Ledger,
+        policy: Policy,
+        lease_seconds: float,
+        launch: Callable[[DagsterRun], bool],
+        lost: Callable[[DagsterRun], bool],
+    ) -> None:
+        self._instance, self._ledger, self._order = instance, ledger, Order(policy)
+        self._lease_seconds, self._launch, self._lost = lease_seconds, launch, lost
+        self._runs: dict[str, DagsterRun] = {}
+        self._reasons: dict[str, _Reason] = {}
+        self._learned: dict[str, float] = {}
+        self._held: dict[str, Lease] = {}
+        self._looked = self._looked_after = self._remembered = self._decided = self._cost = 0.0
+        self._view: Json = None
+        self._restore()
+
+    def step(self, woken: bool) -> Iterator[None]:
+        """Look for runs that came or went, and start what can begin; yields between runs that it starts."""
+        now = time.monotonic()
+        if not woken and now - self._looked < self._cost / _MOST_OF_THE_TIME:
+            return
+        changed = self._look()
+        self._looked = time.monotonic()
+        self._cost = self._looked - now
+        if woken or now - self._looked_after > _LOOK_AFTER_SECONDS:
+            self._look_after_leases()
+            self._looked_after = now
+        seen, leases = self._ledger.snapshot()
+        changed = self._ended(leases) or changed
+        if len(self._order) and (changed or woken or now - self._decided > _LOOK_AFTER_SECONDS):
+            self._decided = now
+            yield from self._decide([one.worker for one in seen], leases)
+        elif not len(self._order):
+            self._publish(Decisions([], []), time.time())
+        self._remember(now)
+
+    def close(self) -> None:
+        """Keep what the next daemon goes on from."""
+        self._remember(float("inf"))
+
+    def _look(self) -> bool:
+        """Take in runs that wait now and let go of those that do not; returns whether there were any."""
+        waiting = set(self._instance.get_run_ids(RunsFilter(statuses=[DagsterRunStatus.QUEUED])))
+        gone = [run_id for run_id in self._order if run_id not in waiting]
+        for run_id in gone:
+            self._forget(run_id)
+        new = [run_id for run_id in waiting if run_id not in self._order]
+        for page in _pages(new):
+            for record in self._instance.get_run_records(RunsFilter(run_ids=page)):
+                run = record.dagster_run
+                if run.status is DagsterRunStatus.QUEUED:
+                    self._runs[run.run_id] = run
+                    self._order.add(queued(record, self._learned))
+        return bool(gone or new)
+
+    def _decide(self, workers: list[Worker], leases: list[Lease]) -> Iterator[None]:
+        now = time.time()
+        running = [
+            Running(one.run_id, one.owner, one.worker, one.need, one.devices, one.taken_at, one.expected)
+            for one in leases
+        ]
+        decisions = self._order.decide(now, workers, running)
+        by_name = {worker.name: worker for worker in workers}
+        for start in decisions.starts:
+            self._start(start, by_name[start.worker])
+            yield
+        self._publish(decisions, now)
+
+    def _start(self, start: Start, worker: Worker) -> None:
+        """Claim what a run needs, tell it, and launch it; when another daemon was quicker, nothing happens."""
+        item = start.item
+        seconds = max(_STARTING_SECONDS, self._lease_seconds)
+        lease = self._ledger.claim(
+            item.run_id, item.owner, start.need, seconds, worker=worker.name, expected=item.expected
+        )
+        if lease is None:
+            return
+        tags = Grant.of_lease(lease, worker, self._lease_seconds).as_tag()
+        reason = self._reasons.get(item.run_id)
+        if reason is not None and reason.tagged:
+            tags[WAITING] = f"over after {time.time() - item.submitted:.0f} s"
+        run = self._runs[item.run_id]
+        self._instance.add_run_tags(item.run_id, tags)
+        self._forget(item.run_id)
+        if self._launch(run):
+            self._held[item.run_id] = lease
+        else:
+            self._ledger.release(lease.token)
+
+    def _look_after_leases(self) -> None:
+        """Release leases of runs that are over or never began, and of silent ones whose worker is gone."""
+        _, leases = self._ledger.snapshot()
+        silent = {lease.token for lease in self._ledger.expired()}
+        for page in _pages(leases):
+            runs = {
+                run.run_id: run for run in self._instance.get_runs(RunsFilter(run_ids=[one.run_id for one in page]))
+            }
+            for lease in page:
+                run = runs.get(lease.run_id)
+                if run is None or run.is_finished or _left(run, lease) or self._lost(run):
+                    self._ledger.release(lease.token)
+                elif lease.token in silent:  # its process lives: this machine slept, or the disk is slow
+                    self._ledger.renew(lease.token, self._lease_seconds)
+
+    def _ended(self, leases: list[Lease]) -> bool:
+        """Note leases that are gone, and how long their runs took; returns whether there were any."""
+        there = {lease.run_id: lease for lease in leases}
+        gone = self._held.keys() - there.keys()
+        for page in _pages(gone):
+            for record in self._instance.get_run_records(RunsFilter(run_ids=page)):
+                if record.dagster_run.is_success and record.start_time and record.end_time:
+                    self._learn(task_key(record.dagster_run.tags), record.end_time - record.start_time)
+        self._held = there
+        return bool(gone)
+
+    def _learn(self, key: str, seconds: float) -> None:
+        """Expect a task to take what it took last, or the mean of that and before, whichever is longer."""
+        before = self._learned.pop(key, seconds)
+        self._learned[key] = max(seconds, (before + seconds) / 2)
+        while len(self._learned) > _MOST_LEARNED:
+            del self._learned[next(iter(self._learned))]
+
+    def _forget(self, run_id: str) -> None:
+        self._order.remove(run_id)
+        self._runs.pop(run_id, None)
+        self._reasons.pop(run_id, None)
+
+    def _publish(self, decisions: Decisions, now: float) -> None:
+        """Tell why runs wait: a tag of the runs that come first, and the whole order for the command."""
+        for item, text in decisions.waiting:
+            known = self._reasons.get(item.run_id)
+            if known is None or known.text != text:
+                self._reasons[item.run_id] = _Reason(text, now)
+        untold = (item for item, _ in decisions.waiting if not self._reasons[item.run_id].tagged)
+        for item in islice(untold, _TAGS_A_PASS):
+            reason = self._reasons[item.run_id]
+            self._instance.add_run_tags(item.run_id, {WAITING: reason.text})
+            reason.tagged = True
+        view = {
+            "waiting": len(decisions.waiting),
+            "reasons": dict(Counter(text for _, text in decisions.waiting).most_common(50)),
+            "first": [self._row(item) for item, _ in decisions.waiting[:_SHOWN]],
+        }
+        if view != self._view:
+            self._view = view
+            self._ledger.save(VIEW, {**view, "at": now})
+
+    def _row(self, item: Queued) -> Json:
+        reason = self._reasons[item.run_id]
+        return {
+            "run_id": item.run_id,
+            "task": self._runs[item.run_id].tags.get("mloc/task") or self._runs[item.run_id].job_name,
+            "owner": item.owner,
+            "priority": item.priority,
+            "submitted": item.submitted,
+            "reason": reason.text,
+            "since": reason.since,
+        }
+
+    def _remember(self, now: float) -> None:
+        if now - self._remembered > _REMEMBER_AFTER_SECONDS:
+            self._remembered = now
+            self._ledger.save(MEMORY, {"used": self._order.usage.used, "learned": self._learned, "at": time.time()})
+
+    def _restore(self) -> None:
+        memory = self._ledger.saved(MEMORY)
+        if memory:
+            self._order.usage.restore(memory["used"], memory["at"])
+            self._learned = dict(memory["learned"])
+
+
+def _left(run: DagsterRun, lease: Lease) -> bool:
+    """Whether a daemon died between the claim and the launch."""
+    return run.status is DagsterRunStatus.QUEUED and time.time() - lease.taken_at > _BEGINNING_SECONDS
+
+
+def _pages(items: Iterable) -> Iterator[list]:
+    """Pages short enough for one statement."""
+    iterator = iter(items)
+    while page := list(islice(iterator, _PAGE)):
+        yield page
