@@ -30,6 +30,8 @@ from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.base import Json
 
 OK, INTERNAL_FAULT, USER_FAULT, STOPPED = 0, 1, 2, 143
+_LONGEST_GRACE_SECONDS = 15 + int(float(os.environ.get("MLOC_TERMINATE_GRACE_SECONDS") or 30))
+"""After SIGTERM; a little longer than the run's worker waits before it kills."""
 
 
 def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | None = None) -> Result:
@@ -149,6 +151,14 @@ def _prepare_environment(job: Job) -> None:
     os.environ["HF_MODULES_CACHE"] = str(job.out / ".cache" / "modules")
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _speak_directly_to_this_machine()
+
+
+def _speak_directly_to_this_machine() -> None:
+    """Engines listen on loopback: what is said to them, tokens too, is not for a proxy."""
+    known = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ[name] = ",".join(filter(None, [known, "127.0.0.1,localhost,::1"]))
 
 
 def _stop_on_sigterm() -> threading.Event:
@@ -159,6 +169,7 @@ def _stop_on_sigterm() -> threading.Event:
             _end_children()
             os._exit(STOPPED)
         stop.set()
+        signal.alarm(_LONGEST_GRACE_SECONDS)  # nobody may be left to end this process when it does not end itself
 
     signal.signal(signal.SIGTERM, on_signal)
     return stop

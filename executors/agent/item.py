@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import stat
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -53,11 +53,12 @@ def studio_of(agent: Agent, inference: Inference, address: Address, search: Sear
 async def work_on(studio: Studio, row: PromptRow, trace: ItemTrace) -> None:
     """Work on one item and end its trace, whatever happens: only a cancellation leaves it open, to be done again."""
     started = time.monotonic()
-    folder = folder_of(studio.folders, row.index)
-    room = Room(folder, started + studio.agent.timeout)
+    folder = studio.folders / f"{row.index:06d}"
     clock = asyncio.timeout(studio.agent.timeout)
     error: str | None = None
     try:
+        make_empty(folder)
+        room = Room(folder, started + studio.agent.timeout)
         async with clock:
             answer = await _answer(studio, row, room, trace)
     except Exception as failed:
@@ -65,17 +66,32 @@ async def work_on(studio: Studio, row: PromptRow, trace: ItemTrace) -> None:
         answer = Answer(said, "timeout" if isinstance(failed, TimeoutError) and clock.expired() else "error")
         error = _told(failed) if answer.finish_reason == "error" else None
     finally:
-        tidy(folder)
+        keep_files_alone(folder)
     seconds = round(time.monotonic() - started, 4)
     trace.end(Outcome(output=answer.output, finish_reason=answer.finish_reason, seconds=seconds, error=error))
 
 
-def folder_of(folders: Path, index: int) -> Path:
-    """Make the empty folder of an item."""
-    folder = folders / f"{index:06d}"
-    shutil.rmtree(folder, ignore_errors=True)
+def make_empty(folder: Path) -> None:
+    """Make the empty folder of an item, whatever code may have left in it."""
+    _remove(folder)
     folder.mkdir(parents=True)
-    return folder
+
+
+def keep_files_alone(folder: Path) -> None:
+    """Tidy the folder; one that cannot be (code still writes to it, or nested a thousand folders) goes as a whole."""
+    try:
+        tidy(folder)
+    except FileNotFoundError:
+        return
+    except (OSError, RecursionError):
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder of any depth and with any permissions, which `shutil.rmtree` does not."""
+    for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        if os.path.lexists(folder):
+            subprocess.run([*command, "--", folder], stderr=subprocess.DEVNULL, check=False)
 
 
 def tidy(folder: Path) -> bool:

@@ -82,10 +82,19 @@ class Trace:
 
     def _write(self, line: dict[str, Json]) -> dict[str, Json]:
         """Write a line with secrets hidden; returns it without the item's number."""
-        hidden = self._redact(line)
+        hidden = _writable(self._redact(line))
         self._file.write(json.dumps(hidden, ensure_ascii=False, default=str) + "\n")
         self._file.flush()
         return {key: value for key, value in hidden.items() if key != "item"}
+
+
+def _writable(value: Json) -> Json:
+    """The value without lone surrogates, such as those of file names that are no UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {key: _writable(item) for key, item in value.items()}
+    return [_writable(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _read(path: Path) -> dict[int, tuple[str, ItemTrace]]:

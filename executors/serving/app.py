@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import time
 import uuid
@@ -114,8 +115,9 @@ class _Routes:
         name, paths = str(body["lora_name"]), body["lora_path"]
         if name not in self._adapters:
             folders = [paths] if isinstance(paths, str) else list(paths)
-            await asyncio.wrap_future(self._batcher.add_adapters(name, list(map(_adapter, folders))))
-            self._adapters[name] = tuple(f"{name}_{number}" for number in range(len(folders)))
+            key = f"lora_{hashlib.sha256(name.encode()).hexdigest()[:12]}"  # PEFT takes no dots in a name
+            await asyncio.wrap_future(self._batcher.add_adapters(key, list(map(_adapter, folders))))
+            self._adapters[name] = tuple(f"{key}_{number}" for number in range(len(folders)))
         return JSONResponse({"status": "ok"})
 
     async def tokenize(self, request: Request, body: dict[str, Json]) -> Response:

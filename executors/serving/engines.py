@@ -31,7 +31,15 @@ from executors.context import TaskContext
 from executors.inference import dtype_of, engine_kind, model_name, weights_of
 from executors.inference.adapters import RuntimeAdapter
 from executors.inference.engine import Weights
-from executors.serving.registry import EngineFolder, EngineSpec, EngineState, alive, engines_of, registry_of
+from executors.serving.registry import (
+    LEASE_SECONDS,
+    EngineFolder,
+    EngineSpec,
+    EngineState,
+    alive,
+    engines_of,
+    registry_of,
+)
 from executors.weights import WeightsDigest, digest
 from mloc_dagster.files.atomic import new_folder
 from mloc_dagster.spec.model import Transformers, Vllm
@@ -208,7 +216,8 @@ def engine_spec(
         dtype=dtype, devices=ctx.devices if on_gpu else (), on_gpu=on_gpu,
         trust_remote_code=weights.trust_remote_code, transformers=model.transformers or Transformers(),
         vllm=model.vllm or Vllm(), lora_rank=rank, private=private,
-        idle_seconds=0.0 if private else idle_seconds(), most_idle=max(1, int(_setting(MOST_IDLE, _MOST_IDLE))),
+        idle_seconds=LEASE_SECONDS if private else idle_seconds(),
+        most_idle=max(1, int(_setting(MOST_IDLE, _MOST_IDLE))),
     )  # fmt: skip
     return spec, [*warnings, *notes]
 

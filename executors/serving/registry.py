@@ -163,12 +163,12 @@ class EngineFolder:
         return path
 
     def leases(self) -> int:
-        """How many users it has; files of dead ones are removed."""
+        """How many users it has; files of dead ones are removed, a silent one may beat again."""
         count = 0
         for path in (self.path / "leases").glob("[0-9a-f]*"):
             if _holds(path):
                 count += 1
-            else:
+            elif not _owner_lives(path):
                 path.unlink(missing_ok=True)
         return count
 
@@ -252,9 +252,15 @@ def write_private(path: Path, text: str) -> None:
 
 def _holds(path: Path) -> bool:
     try:
+        return time.time() - path.stat().st_mtime < LEASE_SECONDS and _owner_lives(path)
+    except OSError:
+        return False
+
+
+def _owner_lives(path: Path) -> bool:
+    try:
         owner = json.loads(path.read_text("utf-8"))
-        fresh = time.time() - path.stat().st_mtime < LEASE_SECONDS
-        return fresh and alive(owner["pid"], owner["born"]) is not None
+        return alive(owner["pid"], owner["born"]) is not None
     except (OSError, ValueError, KeyError):
         return False
 

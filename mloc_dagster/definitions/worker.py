@@ -93,8 +93,10 @@ def _lease(instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
         return
 
     def lost(reason: str) -> None:
-        instance.report_engine_event(f"the run ends: {reason}", run)
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            instance.report_engine_event(f"the run ends: {reason}", run)
+        finally:  # the database may be what is lost
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with held(Ledger.of_instance(instance), grant, lost):
         yield

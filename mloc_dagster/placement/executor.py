@@ -45,6 +45,8 @@ DEVICE = "mloc/device"
 AT_ONCE = "MLOC_STEPS_AT_ONCE"
 
 _ON = "mloc/on"
+_LAST_SECONDS = 5.0
+"""How long a run that failed waits for children to store their last events."""
 _INTERRUPTED = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 
 
@@ -59,8 +61,13 @@ _INTERRUPTED = {"DagsterExecutionInterruptedError", "KeyboardInterrupt"}
 def side_by_side(context: InitExecutorContext) -> Executor:
     """Steps that wait for nothing run at the same time, those that take a GPU one by one."""
     chosen = context.executor_config.get("max_concurrent")
-    limit = int(str(chosen or os.environ.get(AT_ONCE) or os.cpu_count() or 1))
-    return SideBySide(1 if context.instance.is_ephemeral else limit)
+    return SideBySide(1 if context.instance.is_ephemeral else _limit(chosen or os.environ.get(AT_ONCE)))
+
+
+def _limit(chosen: object) -> int:
+    """The number of steps that was asked for; one a CPU for what is no number above 0."""
+    text = str(chosen or "").strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else os.cpu_count() or 1
 
 
 class SideBySide(Executor):
@@ -138,6 +145,8 @@ class _Orchestra:
         """End the children that are left when the run's own process fails."""
         for child in self._playing.values():
             child.signal(signal.SIGTERM)
+        for child in self._playing.values():
+            child.join(_LAST_SECONDS)
 
     def _stop(self) -> None:
         self._stopping = True
@@ -253,6 +262,11 @@ class _Child:
         elif hasattr(message, "is_alive"):
             self._process = message
         return message if isinstance(message, DagsterEvent) else None
+
+    def join(self, seconds: float) -> None:
+        """Wait for its end, `seconds` at most."""
+        if self._process is not None:
+            self._process.join(seconds)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, if it has begun and not ended."""

@@ -107,9 +107,10 @@ def test_nothing_is_found_by_a_wrong_name(mloc: Mloc, failed: str) -> None:
     assert answer.code == 2 and "did you mean FAILURE?" in answer.errors
 
 
-def test_letters_that_several_ids_start_with_are_not_enough(mloc: Mloc) -> None:
+def test_letters_that_several_ids_start_with_are_not_enough(mloc: Mloc, monkeypatch: pytest.MonkeyPatch) -> None:
     write(mloc.folder / "two.yaml")
     assert mloc("run", "two.yaml").code == 0
+    monkeypatch.setenv("DAGSTER_HOME", str(mloc.home.dagster))
     with DagsterInstance.from_ref(InstanceRef.from_dir(str(mloc.home.dagster))) as instance:
         for digit in "12":
             create_run_for_test(instance, run_id=f"0000000{digit}-0000-4000-8000-000000000000")

@@ -17,15 +17,9 @@ from tests.delivery.conftest import tree
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
+def server(bucket_server: str) -> str:
     """The address of an S3 server without buckets."""
-    from moto.server import ThreadedMotoServer
-
-    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    host, port = running.get_host_and_port()
-    yield f"http://{host}:{port}"
-    running.stop()
+    return bucket_server
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 
 from executors.base import ExecutorError
-from executors.host import execute
+from executors.host import _speak_directly_to_this_machine, execute
 from tests.executors.conftest import ENVIRONMENT, MakeJob, error_of, payload, result_of, run_host, start_host
 
 
@@ -184,3 +185,13 @@ def install_plugin(folder: Path, name: str, body: str) -> None:
             BODY
     """
     (site / f"mloc_{name}.py").write_text(textwrap.dedent(source).replace("BODY", body))
+
+
+def test_what_is_said_to_this_machine_passes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "intern.example")
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    _speak_directly_to_this_machine()
+    found = requests.utils.get_environ_proxies("http://127.0.0.1:8000/v1", no_proxy=None)
+    assert found == {} and requests.utils.get_environ_proxies("http://intern.example", no_proxy=None) == {}
+    assert requests.utils.get_environ_proxies("http://elsewhere.example", no_proxy=None)

@@ -14,6 +14,7 @@ Number = int | float
 _LONGEST = 1000
 """Characters of an expression."""
 _MOST_BITS = 20_000
+_MOST_DIGITS = 400
 """Size of a whole number that a power or a factorial may reach."""
 
 
@@ -47,6 +48,12 @@ def _factorial(number: Number) -> int:
     return math.factorial(int(number) if isinstance(number, float) and number.is_integer() else number)  # pyright: ignore[reportArgumentType]
 
 
+def _round(number: Number, digits: int | None = None) -> Number:
+    if digits is not None and abs(digits) > _MOST_DIGITS:
+        raise ValueError("too many digits")
+    return round(number, digits)
+
+
 _BINARY: Mapping[type[ast.operator], Callable[[Number, Number], Number]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -64,7 +71,7 @@ _OF_MATH = (
     "degrees", "radians",
 )  # fmt: skip
 _FUNCTIONS: dict[str, Callable[..., Any]] = {name: getattr(math, name) for name in _OF_MATH}
-_FUNCTIONS |= {"abs": abs, "round": round, "min": min, "max": max, "factorial": _factorial, "pow": _power}
+_FUNCTIONS |= {"abs": abs, "round": _round, "min": min, "max": max, "factorial": _factorial, "pow": _power}
 
 
 def _value(node: ast.expr) -> Number:

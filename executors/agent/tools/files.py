@@ -45,7 +45,7 @@ def file_edit(room: Room) -> Callable[..., str]:
     ) -> str:
         """Write a file of your work folder, or replace a part of it."""
         if old:
-            content = folder.read(path)
+            content = folder.whole(path)
             if content.count(old) != 1:
                 raise ToolFault(f"{path!r} holds the old text {content.count(old)} times; it must be there once.")
             text = content.replace(old, text)

@@ -48,6 +48,19 @@ class Folder:
                 content += more
         return content.decode("utf-8", errors="replace")
 
+    def whole(self, path: str) -> str:
+        """Return all of a file's text; raises ToolFault for one that is longer than 1 MiB, or not UTF-8."""
+        with self._file(path, os.O_RDONLY | os.O_NONBLOCK) as handle:
+            size = os.fstat(handle).st_size
+            if size > WRITE_BYTES:
+                raise ToolFault(f"{path!r} has {size} bytes; at most {WRITE_BYTES} can be edited.")
+            with os.fdopen(handle, "rb", closefd=False) as file:
+                content = file.read(WRITE_BYTES + 1)
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ToolFault(f"{path!r} is no UTF-8 text: {error.reason} at byte {error.start}.") from None
+
     def write(self, path: str, text: str) -> None:
         """Write a file, making the folders on the way."""
         content = text.encode("utf-8", errors="replace")

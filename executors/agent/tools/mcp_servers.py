@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from langchain_core.tools import BaseTool
 
 _LAST_WORDS = 500
+_LOADERS = ("LD_", "GLIBC_", "GCONV_", "MALLOC_")
 
 
 @asynccontextmanager
@@ -44,7 +45,7 @@ async def _client(name: str, server: McpServer, room: Room) -> AsyncIterator[mcp
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         async with AsyncExitStack() as stack:
             try:
-                transport = await _transport(server, room, errors, stack)
+                transport = await _transport(name, server, room, errors, stack)
                 client = await stack.enter_async_context(mcp.Client(transport))
             except Exception as error:
                 errors.seek(0)
@@ -56,7 +57,7 @@ async def _client(name: str, server: McpServer, room: Room) -> AsyncIterator[mcp
             yield client
 
 
-async def _transport(server: McpServer, room: Room, errors: Any, stack: AsyncExitStack) -> Any:
+async def _transport(name: str, server: McpServer, room: Room, errors: Any, stack: AsyncExitStack) -> Any:
     from mcp.client.stdio import StdioServerParameters, stdio_client
     from mcp.client.streamable_http import streamable_http_client
     from mcp.shared._httpx_utils import create_mcp_http_client
@@ -71,9 +72,19 @@ async def _transport(server: McpServer, room: Room, errors: Any, stack: AsyncExi
     line, environment = contained(
         [server.command or "", *server.args], work=room.folder, scratch=scratch, limits=limits
     )
-    environment = {**environment, **server.env}
+    environment = {**environment, **_harmless(name, server.env)}
     parameters = StdioServerParameters(command=line[0], args=line[1:], env=environment, cwd=room.folder)
     return stdio_client(parameters, errlog=errors)
+
+
+def _harmless(name: str, env: Mapping[str, str]) -> Mapping[str, str]:
+    """The variables of a server; raises ExecutorError for those that the loader obeys before the sandbox is closed."""
+    barred = next((key for key in env if key.startswith(_LOADERS)), None)
+    if barred:
+        raise ExecutorError(
+            f"agent.mcp_servers.{name}.env sets {barred}, which acts outside of the sandbox.", "Remove it."
+        )
+    return env
 
 
 async def _tools(name: str, server: McpServer, client: mcp.Client) -> list[BaseTool]:

@@ -66,7 +66,8 @@ class Ledger:
             busy = set(connection.scalars(sa.select(tables.leases.c.worker).distinct()))
             for worker in workers:
                 _forget(connection, worker.name)
-                state = known[worker.name].state if worker.name in known else worker.state
+                before = known[worker.name].state if worker.name in known else "gone"
+                state = worker.state if before == "gone" else before
                 values = {"cpu": worker.cpu, "memory": worker.memory, "load": load, "seen_at": now, "host": host}
                 connection.execute(sa.insert(tables.workers).values(name=worker.name, state=state, **values))
                 for device in worker.devices:
@@ -76,7 +77,7 @@ class Ledger:
             for name in gone - busy:
                 _forget(connection, name)
             connection.execute(
-                sa.update(tables.workers).where(tables.workers.c.name.in_(gone & busy)).values(state="draining")
+                sa.update(tables.workers).where(tables.workers.c.name.in_(gone & busy)).values(state="gone")
             )
 
     def set_state(self, name: str, state: State) -> bool:

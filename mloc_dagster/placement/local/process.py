@@ -30,11 +30,20 @@ class Ended:
     cancelled: bool = False
 
 
-def run_job(job: Path, logs: Path, *, report: Report, cancelled: Callable[[], bool], timeout: float | None) -> Ended:
+def run_job(
+    job: Path,
+    logs: Path,
+    *,
+    report: Report,
+    cancelled: Callable[[], bool],
+    timeout: float | None,
+    lock: int | None = None,
+) -> Ended:
     """Run `python -m executors.host JOB` to its end; progress lines go to `report` as they appear.
 
     Ends the whole process group (SIGTERM, a grace period to write a checkpoint, SIGKILL) when `cancelled` turns true,
-    when `timeout` seconds have passed, or when this call is interrupted.
+    when `timeout` seconds have passed, or when this call is interrupted. The work holds on to the file descriptor
+    `lock`: should this process be killed, the lock stays until the work has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     progress = _Tail(logs / "progress.jsonl")
@@ -47,6 +56,7 @@ def run_job(job: Path, logs: Path, *, report: Report, cancelled: Callable[[], bo
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=_environment(),
+            pass_fds=() if lock is None else (lock,),
         )
     deadline = time.monotonic() + timeout if timeout else None
     try:

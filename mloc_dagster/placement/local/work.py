@@ -88,7 +88,7 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
     digest = stage_digest(stage, given.digests, placed.on_cpu)
     final = run.home.run_folder(run.task_id, stage.name)
     judge = partial(gate.judged, plan, stage, given.upstream, run.home)
-    with _exclusive(run.home.work / f"{digest}.lock", run.cancelled):
+    with _exclusive(run.home.work / f"{digest}.lock", run.cancelled) as lock:
         done = finished(final, digest)
         if done and (not run.fresh or done.metadata.get("run_id") == run.run_id):
             judged = judge(done, again=False)
@@ -105,7 +105,7 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
             return outcome_of(stage, entry.folder, envelope, origin_of(entry))
         work = run.home.work / digest
         job = _write_job(plan, stage, run, given, placed, work)
-        _execute(stage, job, work, run, report)
+        _execute(stage, job, work, run, report, lock)
         envelope = finish(stage, run, work, final, digest, placed, given, judge)
         gate.record(run.home, envelope)
         return outcome_of(stage, final, envelope, None)
@@ -139,13 +139,18 @@ def _write_job(
     return work / "job.json"
 
 
-def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report) -> None:
+def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report, lock: int) -> None:
     from executors.registry import find
 
     if find(stage.spec.task_type).inline and not stage.spec.timeout_seconds:
         return _execute_here(job)
     ended = process.run_job(
-        job, work / "logs", report=report, cancelled=run.cancelled, timeout=stage.spec.timeout_seconds
+        job,
+        work / "logs",
+        report=report,
+        cancelled=run.cancelled,
+        timeout=stage.spec.timeout_seconds,
+        lock=lock,
     )
     if ended.cancelled:
         raise StepCancelled(f"{stage.name} was cancelled; what it had stored is continued by the next run")
@@ -200,12 +205,15 @@ def _publish(plan: Plan, stage: Stage, run: RunInfo) -> StepOutcome:
 
 
 @contextmanager
-def _exclusive(path: Path, cancelled: Callable[[], bool]) -> Iterator[None]:
-    """Hold the lock of a digest, so that two runs never do the same work at once; the second then reuses it."""
+def _exclusive(path: Path, cancelled: Callable[[], bool]) -> Iterator[int]:
+    """Hold the lock of a digest and give its file descriptor.
+
+    Two runs never do the same work at once; the second then reuses it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         _lock(file, cancelled)
-        yield
+        yield file.fileno()
 
 
 def _lock(file: IO[str], cancelled: Callable[[], bool]) -> None:

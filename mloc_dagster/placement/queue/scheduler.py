@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -79,7 +80,8 @@ class Scheduler:
         changed = self._ended(leases) or changed
         if len(self._order) and (changed or woken or now - self._decided > _LOOK_AFTER_SECONDS):
             self._decided = now
-            yield from self._decide([one.worker for one in seen], leases)
+            here = [one.worker for one in seen if one.host == socket.gethostname()]  # runs are started on this host
+            yield from self._decide(here, leases)
         elif not len(self._order):
             self._publish(Decisions([], []), time.time())
         self._remember(now)

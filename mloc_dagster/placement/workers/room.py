@@ -11,7 +11,7 @@ from mloc_dagster.placement.inventory import Device
 from mloc_dagster.placement.workers.need import WHOLE, GpuNeed, Need
 from mloc_dagster.spec.gpu import same_device
 
-State = Literal["ready", "cordoned", "draining"]
+State = Literal["ready", "cordoned", "draining", "gone"]
 
 
 @dataclass(frozen=True)

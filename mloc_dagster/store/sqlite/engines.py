@@ -9,18 +9,32 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS
 from sqlalchemy import create_engine, event
 from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.util import LRUCache
 
 Synchronous = Literal["normal", "full"]
 _MOST = 32
 """So many databases are held open; a web server looks into thousands of runs."""
 
-_compiled: dict[object, object] = {}
-"""Statements in their SQL form, for all engines: a new run's database needs the same ones."""
+
+class _Compiled(LRUCache):
+    """Statements in their SQL form, for all engines: a new run's database needs the same ones.
+
+    SQLAlchemy's key begins with the engine's dialect; these are all alike, so it does not count.
+    """
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        return super().get(key[1:], default)
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        super().__setitem__(key[1:], value)
+
+
+_compiled = _Compiled(1000)
 
 
 class _Open(NamedTuple):
@@ -53,7 +67,8 @@ class Engines:
     def left_behind(self) -> None:
         """Let go of the connections of the process that forked this one, without closing them.
 
-        SQLite's locks belong to the parent, and a connection must not be used or closed by another process
+        They are closed before a fork, except those that another thread is using just then. SQLite's locks belong to
+        the parent, and a connection must not be used or closed by another process
         (https://sqlite.org/howtocorrupt.html#_carrying_an_open_database_connection_across_a_fork_).
         """
         self._lock = threading.Lock()
@@ -103,4 +118,4 @@ def _after_fork() -> None:
 
 _all: weakref.WeakSet[Engines] = weakref.WeakSet()
 _inherited: list[Engine] = []
-os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(before=close_all, after_in_child=_after_fork)

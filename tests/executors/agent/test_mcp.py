@@ -62,6 +62,8 @@ def test_a_server_that_does_not_start_is_told(serve: Serve, agent_job: MakeJob) 
         items_of(agent_job(serve(adds), {"mcp_servers": {"s": command("--broken")}}))
     with pytest.raises(ExecutorError, match="'sum', which the server does not offer"):
         items_of(agent_job(serve(adds), {"mcp_servers": {"s": command(tools=["sum"])}}, name="b"))
+    with pytest.raises(ExecutorError, match="sets LD_PRELOAD, which acts outside of the sandbox"):
+        items_of(agent_job(serve(adds), {"mcp_servers": {"s": command(env={"LD_PRELOAD": "/x.so"})}}, name="c"))
 
 
 def test_a_server_at_an_address(serve: Serve, agent_job: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from executors.agent.item import keep_files_alone, make_empty
 from executors.agent.tools import search, web
 from executors.agent.tools.build import build_tools
 from executors.agent.tools.calculator import calculator
@@ -20,6 +22,7 @@ from executors.agent.tools.code import bash, python_repl, with_last_value
 from executors.agent.tools.fault import ToolFault
 from executors.agent.tools.files import file_browser, file_edit
 from executors.agent.tools.room import Room
+from executors.agent.trace import Outcome, Trace
 from executors.base import ExecutorError
 from mloc_dagster.spec.agent import TOOLS, Tool
 from tests.executors.agent.conftest import MakeJob, Serve, items_of, tools_in
@@ -59,6 +62,7 @@ def test_calculator(expression: str, value: str) -> None:
         "1 +",
         "9 ** 9 ** 9",
         "factorial(10 ** 9)",
+        "round(5, -1000000000)",
         "'a' * 9",
         "1 if 1 else 2",
         "(-8) ** 0.5",
@@ -281,3 +285,33 @@ def test_tools_of_packages(serve: Serve, agent_job: MakeJob, tmp_path: Path, mon
     (item,) = items_of(agent_job(server, {"tools": ["weather"]}))
     assert item["output"] == "Ulm: rain"
     assert server.requests[0]["tools"][0]["function"]["description"] == "Weather of a city."
+
+
+def test_a_part_of_a_file_is_replaced_in_all_of_it_or_not_at_all(room: Room) -> None:
+    long = "x" * 500_000 + "END"
+    (room.folder / "long.txt").write_text(long)
+    file_edit(room)("long.txt", "done", old="END")
+    assert (room.folder / "long.txt").read_text() == long.replace("END", "done")
+    (room.folder / "latin.txt").write_bytes(b"caf\xe9 old")
+    with pytest.raises(ToolFault, match="no UTF-8"):
+        file_edit(room)("latin.txt", "new", old="old")
+    assert (room.folder / "latin.txt").read_bytes() == b"caf\xe9 old"
+
+
+def test_folders_that_code_has_nested_a_thousand_deep_are_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "item"
+    folder.mkdir()
+    subprocess.run(["bash", "-c", "for n in {1..1500}; do mkdir d && cd d; done; chmod 000 ."], cwd=folder, check=True)
+    keep_files_alone(folder)
+    assert not folder.exists()
+    make_empty(folder)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_name_that_is_no_text_can_be_kept(tmp_path: Path) -> None:
+    trace = Trace(tmp_path / "steps.jsonl", lambda value: value)
+    item = trace.start(0, "look")
+    item.end(Outcome(output="file \udcff", finish_reason="stop", seconds=0.0, error=None))
+    trace.close()
+    finished = Trace(tmp_path / "steps.jsonl", lambda value: value).finished(0, "look")
+    assert finished and finished.outcome and finished.outcome.output == "file \\udcff"

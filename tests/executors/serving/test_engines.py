@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from executors.inference import weights_of
 from executors.inference.engine import sampling_of
 from executors.job import Job
 from executors.serving.engines import end_idle_on, endpoint
-from executors.serving.registry import EngineState, engines_of, registry_of
+from executors.serving.registry import EngineFolder, EngineState, engines_of, registry_of
 from executors.serving.remote_engine import RemoteEngine
 from mloc_dagster.cli import app
 from tests.executors.conftest import MakeJob, make_random_llama, start_host
@@ -172,7 +173,8 @@ def test_adapters_share_the_engine_of_their_model(job: MakeJob, cache: Path, tin
     ]  # fmt: skip
     pids, texts = set(), []
     for number, adapters in enumerate(variants):
-        spec = SPEC | {"model": {"adapters": adapters}}
+        source = {"type": "local", "identifier": "org/tiny-2.5"}  # PEFT takes no dot in an adapter's name
+        spec = SPEC | {"model": {"source": source, "adapters": adapters}}
         warm = execute(job("inference", spec, name=f"warm{number}", cache=cache))
         own = execute(job("inference", spec, name=f"own{number}"))
         assert without_time(warm) == without_time(own)
@@ -268,3 +270,14 @@ def test_rag_answers_are_those_of_the_own_process(tmp_path: Path, cache: Path, t
     warm, own = run("warm", cache=cache), run("own")
     assert warm.metadata["engine_start"] == "cold" and "engine_start" not in own.metadata
     assert warm.payload["queries"] == own.payload["queries"]
+
+
+def test_a_user_that_was_silent_for_a_while_is_still_a_user(tmp_path: Path) -> None:
+    folder = EngineFolder(tmp_path, "key")
+    lease = folder.add_lease()
+    os.utime(lease, (0, 0))
+    assert folder.leases() == 0 and lease.exists()
+    os.utime(lease)
+    assert folder.leases() == 1
+    lease.write_text(json.dumps({"pid": os.getpid(), "born": 1.0}))
+    assert folder.leases() == 0 and not lease.exists()

@@ -77,9 +77,12 @@ def test_a_worker_that_goes_away_is_removed_when_nothing_runs_there(ledger: Ledg
     ledger.register("elsewhere", [other], load=0.0)
     ledger.register("here", WORKERS[1:], load=0.0)
     assert {s.worker.name: s.worker.state for s in ledger.snapshot()[0]} == {
-        "gpu-a": "draining", "cpu-b": "ready", "far": "ready",
+        "gpu-a": "gone", "cpu-b": "ready", "far": "ready",
     }  # fmt: skip
     assert token and claim(ledger, "two", gpus(1)) is None
+    ledger.register("here", WORKERS, load=0.0)  # back, as after a typing mistake in workers.yaml
+    assert ledger.snapshot()[0][0].worker.state == "ready"
+    ledger.register("here", WORKERS[1:], load=0.0)
     ledger.release(token)
     ledger.register("here", WORKERS[1:], load=0.0)
     assert [seen.worker for seen in ledger.snapshot()[0]] == [WORKERS[1], other]

@@ -14,12 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from dagster import DagsterEvent, DagsterEventType, DagsterInstance, EventLogEntry
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 
 from mloc_dagster.store.sqlite import SqliteStorage
+from mloc_dagster.store.sqlite.engines import Engines, _compiled
 from tests.definitions.conftest import ROOT, wait_for
 
 _YAML = """\
@@ -226,3 +228,37 @@ def _job():
         return None
 
     return nothing
+
+
+def test_a_child_loses_nothing_when_its_parent_closes_first(tmp_path: Path) -> None:
+    path = tmp_path / "rows.db"
+    with sqlite3.connect(path) as made:
+        made.execute("pragma journal_mode=wal")
+        made.execute("create table rows (number integer primary key)")
+    made.close()
+    engines = Engines("normal")
+    with engines.connect(path) as connection:
+        connection.exec_driver_sql("insert into rows values (0)")
+    pid = os.fork()
+    if pid == 0:
+        for number in range(1, 200):
+            with engines.connect(path) as connection:
+                connection.exec_driver_sql(f"insert into rows values ({number})")
+            time.sleep(0.002)
+        os._exit(0)
+    time.sleep(0.1)
+    engines.close()
+    reader = sqlite3.connect(path)
+    reader.execute("select count(*) from rows").fetchone()
+    reader.close()
+    assert os.waitpid(pid, 0)[1] == 0
+    assert sqlite3.connect(path).execute("select count(*) from rows").fetchone() == (200,)
+
+
+def test_statements_of_many_databases_take_the_room_of_one(tmp_path: Path) -> None:
+    engines = Engines("normal")
+    before = len(_compiled)
+    for number in range(20):
+        with engines.connect(tmp_path / f"{number}.db") as connection:
+            connection.execute(sqlalchemy.select(sqlalchemy.literal(1).label("one")))
+    assert len(_compiled) - before <= 1
