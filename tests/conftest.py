@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -42,3 +43,22 @@ def bucket_server() -> Iterator[str]:
     yield f"http://127.0.0.1:{port}"
     server.kill()
     server.wait()
+
+
+@pytest.fixture
+def s3(bucket_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of the server, which has no bucket but `models` and is empty again afterwards."""
+    import boto3
+    import requests
+    import s3fs
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    s3fs.S3FileSystem.clear_instance_cache()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="models")
+    yield client
+    s3fs.S3FileSystem.clear_instance_cache()
+    requests.post(f"{bucket_server}/moto-api/reset", timeout=10)

@@ -12,7 +12,7 @@ from typing import Any
 from executors.agent.item import Studio, studio_of, work_on
 from executors.agent.model import address_of
 from executors.agent.settings import settings_of
-from executors.agent.tools.index import opened_index
+from executors.agent.tools.index import searching
 from executors.agent.trace import FAILED, ItemTrace, Trace
 from executors.base import ExecutorError, Interrupted, Result
 from executors.context import TaskContext
@@ -67,7 +67,7 @@ def _work(
     """Work on the items and put their traces into `done`; returns what is told of the engine."""
     with ExitStack() as stack:
         needs_index = any(tool.name == "rag_search" for tool in every_tool(agent))
-        search, warnings = stack.enter_context(opened_index(ctx)) if needs_index else (None, ())
+        search, warnings = stack.enter_context(searching(ctx)) if needs_index else (None, ())
         address = stack.enter_context(address_of(ctx, agent))
         studio = studio_of(agent, ctx.spec.inference, address, search, ctx.out / "artifacts" / "items")
         _run(_all(ctx, studio, waiting, trace, done))

@@ -59,7 +59,7 @@ class InferenceExecutor:
         finally:
             engine.close()
         items = [_item(row, completions) for row, completions in zip(source.rows, texts, strict=True)]
-        usage = _usage(prompts, texts, finished - loaded)
+        usage = usage_of(prompts, texts, finished - loaded)
         payload: dict[str, Json] = {"ok": True, "model": model_name(ctx), "items": items, "usage": usage}
         export = ctx.spec.postprocess.jsonl_export
         if export is not None:
@@ -210,7 +210,8 @@ def _item(row: PromptRow, completions: Sequence[Completion]) -> dict[str, Json]:
     return item
 
 
-def _usage(prompts: Sequence[list[int]], texts: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Json]:
+def usage_of(prompts: Sequence[list[int]], texts: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Json]:
+    """Tokens in and out, and how long it took: the `usage` of a result."""
     given = sum(map(len, prompts))
     made = sum(completion.tokens for completions in texts for completion in completions)
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from executors.base import ExecutorError, Interrupted, Result
 from executors.context import TaskContext
-from executors.inference import engine_start, load_engine, weights_of
+from executors.inference import engine_start, load_engine, usage_of, weights_of
 from executors.inference.chat import tokenize
 from executors.inference.engine import Completion, Sampling, sampling_of
 from executors.inference.postprocess import export_jsonl
@@ -63,7 +63,7 @@ class AnsweringExecutor:
             engine.close()
         queries = [_answered(*one) for one in zip(found.queries, found.hits, prompts, texts, strict=True)]
         write_queries(ctx, queries)
-        usage = _usage(prompts, texts, seconds)
+        usage = usage_of([one.tokens for one in prompts], texts, seconds)
         payload: dict[str, Json] = {"ok": True, "queries": queries, "usage": usage, "index_path": str(found.index)}
         if found.metrics:
             payload |= {"metrics": found.metrics, "retrieval": found.verdict}
@@ -75,7 +75,7 @@ class AnsweringExecutor:
             metrics={"queries": len(queries), "latency_sec": seconds, "search_sec": found.seconds, **found.metrics},
             metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
                       **engine_start(engine), "embedding_digest": found.meta.embedding_digest,
-                      "warnings": [*found.warnings, *engine.warnings]},
+                      "warnings": [*weights.warnings, *found.warnings, *engine.warnings]},
         )  # fmt: skip
 
 
@@ -175,15 +175,3 @@ def _report(ctx: TaskContext, done: int, prompts: Sequence[Prompt]) -> None:
     ctx.progress.update(done, len(prompts), "rows")
     if ctx.stop.is_set():
         raise Interrupted
-
-
-def _usage(prompts: Sequence[Prompt], texts: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Json]:
-    given = sum(len(prompt.tokens) for prompt in prompts)
-    made = sum(completion.tokens for completions in texts for completion in completions)
-    return {
-        "prompt_tokens": given,
-        "completion_tokens": made,
-        "total_tokens": given + made,
-        "latency_sec": seconds,
-        "num_requests": len(prompts),
-    }

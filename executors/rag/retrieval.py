@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +50,17 @@ class Retrieved:
     warnings: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Opened:
+    """An index that can be searched."""
+
+    searcher: Searcher
+    folder: Path
+    meta: Meta
+    warnings: tuple[str, ...]
+    """What was passed over when the index was made here."""
+
+
 class RetrievalExecutor:
     """`retrieval`: finds the passages of an index that answer each query."""
 
@@ -88,9 +100,24 @@ def retrieve(ctx: TaskContext) -> Retrieved:
     source = prompt_rows(ctx)
     queries = [_query(row) for row in source.rows]
     expected = _expected(ctx, source.rows)
+    rag = ctx.spec.rag
+    with opened_index(ctx) as found:
+        started = time.monotonic()
+        hits = found.searcher.hits(queries)
+        seconds = time.monotonic() - started
+    ctx.progress.update(len(queries), len(queries), "queries")
+    metrics = measured(_ranks(expected, hits), rag.search.top_k) if expected else {}
+    judged = verdict(metrics, len(queries), rag) if expected else {}
+    warnings = (*source.warnings, *found.warnings)
+    return Retrieved(source.rows, queries, hits, found.folder, found.meta, seconds, metrics, judged, warnings)
+
+
+@contextmanager
+def opened_index(ctx: TaskContext) -> Iterator[Opened]:
+    """Open the index that the stage names, or make one of its documents; it is closed at the end of the block."""
     rag, embedder = ctx.spec.rag, Embedder(ctx)
     reranker = Reranker(ctx) if rag.search.rerank_model else None
-    folder, warnings = index_folder(ctx, embedder)
+    folder, warnings = _index_folder(ctx, embedder)
     opened = open_index(
         folder,
         ctx.out / ".cache" / "index",
@@ -99,15 +126,7 @@ def retrieve(ctx: TaskContext) -> Retrieved:
         server=Server(rag.vector_store.url, rag.vector_store.api_key),
     )
     with opened as index:
-        started = time.monotonic()
-        hits = Searcher(index, embedder, rag.search, reranker).hits(queries)
-        seconds = time.monotonic() - started
-        meta = index.meta
-    ctx.progress.update(len(queries), len(queries), "queries")
-    metrics = measured(_ranks(expected, hits), rag.search.top_k) if expected else {}
-    judged = verdict(metrics, len(queries), rag) if expected else {}
-    warnings = (*source.warnings, *warnings)
-    return Retrieved(source.rows, queries, hits, folder, meta, seconds, metrics, judged, warnings)
+        yield Opened(Searcher(index, embedder, rag.search, reranker), folder, index.meta, warnings)
 
 
 def write_queries(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> None:
@@ -115,7 +134,7 @@ def write_queries(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> No
     write_json(ctx.out / "queries.json", ctx.redact(list(queries)))
 
 
-def index_folder(ctx: TaskContext, embedder: Embedder) -> tuple[Path, tuple[str, ...]]:
+def _index_folder(ctx: TaskContext, embedder: Embedder) -> tuple[Path, tuple[str, ...]]:
     """The index that the stage names, or one of its own documents."""
     rag = ctx.spec.rag
     if rag.documents is not None:

@@ -11,12 +11,8 @@ from executors.context import TaskContext
 from executors.messages import as_conversation
 from executors.prompts import PromptRow
 from executors.rag.answering import SYSTEM, citations, prompt_with, with_context
-from executors.rag.embedding import Embedder
-from executors.rag.index import open_index
-from executors.rag.reranking import Reranker
-from executors.rag.retrieval import index_folder
-from executors.rag.search import Hit, Searcher
-from executors.rag.stores import Server
+from executors.rag.retrieval import opened_index
+from executors.rag.search import Hit
 from executors.serving.engines import Lease
 from executors.serving.remote_engine import RemoteTokenizer, ask
 from executors.serving.requests import ChatRequest
@@ -48,20 +44,9 @@ class Grounding:
         self._system = ctx.spec.inference.system_prompt
         self._lease = lease
         self._lock = threading.Lock()
-        embedder = Embedder(ctx)
-        folder, self.warnings = index_folder(ctx, embedder)
-        store = self._rag.vector_store
-        opened = open_index(
-            folder,
-            ctx.out / ".cache" / "index",
-            embedding_digest=embedder.digest,
-            collection=store.collection,
-            server=Server(store.url, store.api_key),
-        )
         self._open = ExitStack()  # held: the index is closed when the last one lets go of it
-        index = self._open.enter_context(opened)
-        reranker = Reranker(ctx) if self._rag.search.rerank_model else None
-        self._searcher = Searcher(index, embedder, self._rag.search, reranker)
+        opened = self._open.enter_context(opened_index(ctx))
+        self._searcher, self.warnings = opened.searcher, opened.warnings
 
     def close(self) -> None:
         """Close the index."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,6 @@ from mloc_dagster.delivery import DeliveryError, deliver
 from mloc_dagster.spec.output import Destination
 from mloc_dagster.store.home import Home
 from tests.delivery.conftest import tree
-
-
-@pytest.fixture(scope="module")
-def server(bucket_server: str) -> str:
-    """The address of an S3 server without buckets."""
-    return bucket_server
-
-
-@pytest.fixture
-def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of a server with the bucket `models`."""
-    import boto3
-    import requests
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hunter2")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    client = boto3.client("s3", endpoint_url=server)
-    client.create_bucket(Bucket="models")
-    yield client
-    requests.post(f"{server}/moto-api/reset", timeout=10)
 
 
 def to(**more: object) -> Destination:

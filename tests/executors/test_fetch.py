@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import tarfile
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -104,28 +103,10 @@ def test_addresses_that_end_alike_are_not_mixed_up(tmp_path: Path, server: str) 
         assert (folder / "adapter_config.json").read_text() == name
 
 
-@pytest.fixture
-def bucket(bucket_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an S3 server on the loopback interface, with the bucket `models`."""
-    import boto3
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket_server)
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(key, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="models")
-    yield client
-    s3fs.S3FileSystem.clear_instance_cache()
-    urllib.request.urlopen(urllib.request.Request(f"{bucket_server}/moto-api/reset", method="POST")).close()
-
-
-def test_checkpoints_in_buckets(tmp_path: Path, bucket: Any) -> None:
+def test_checkpoints_in_buckets(tmp_path: Path, s3: Any) -> None:
     for name in ("config.json", "nested/notes.txt"):
-        bucket.put_object(Bucket="models", Key=f"runs/7/{name}", Body=b"{}")
-    bucket.put_object(Bucket="models", Key="one.jsonl", Body=b"row")
+        s3.put_object(Bucket="models", Key=f"runs/7/{name}", Body=b"{}")
+    s3.put_object(Bucket="models", Key="one.jsonl", Body=b"row")
     folder = locate(Wanted("k", ("*",), path="s3://models/runs/7"), results=None, downloads=tmp_path)
     assert (folder / "config.json").read_text() == (folder / "nested" / "notes.txt").read_text() == "{}"
     file = locate(Wanted("k", ("*",), url="s3://models/one.jsonl"), results=None, downloads=tmp_path)

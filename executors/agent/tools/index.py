@@ -8,37 +8,23 @@ from contextlib import contextmanager
 from typing import Annotated
 
 from executors.context import TaskContext
-from executors.rag.embedding import Embedder
-from executors.rag.index import open_index
-from executors.rag.reranking import Reranker
-from executors.rag.retrieval import index_folder
-from executors.rag.search import Hit, Searcher
-from executors.rag.stores import Server
+from executors.rag.retrieval import opened_index
+from executors.rag.search import Hit
 
 Search = Callable[[str], list[Hit]]
 
 
 @contextmanager
-def opened_index(ctx: TaskContext) -> Iterator[tuple[Search, tuple[str, ...]]]:
+def searching(ctx: TaskContext) -> Iterator[tuple[Search, tuple[str, ...]]]:
     """Open the index of the stage for all items, one search at a time; yields warnings of its documents too."""
-    rag, embedder, lock = ctx.spec.rag, Embedder(ctx), threading.Lock()
-    reranker = Reranker(ctx) if rag.search.rerank_model else None
-    folder, warnings = index_folder(ctx, embedder)
-    opened = open_index(
-        folder,
-        ctx.out / ".cache" / "index",
-        embedding_digest=embedder.digest,
-        collection=rag.vector_store.collection,
-        server=Server(rag.vector_store.url, rag.vector_store.api_key),
-    )
-    with opened as index:
-        searcher = Searcher(index, embedder, rag.search, reranker)
+    lock = threading.Lock()
+    with opened_index(ctx) as opened:
 
         def search(query: str) -> list[Hit]:
             with lock:
-                return searcher.hits([query])[0]
+                return opened.searcher.hits([query])[0]
 
-        yield search, warnings
+        yield search, opened.warnings
 
 
 def rag_search(search: Search) -> Callable[..., str]:

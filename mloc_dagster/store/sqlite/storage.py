@@ -51,39 +51,31 @@ class SqliteStorage(DagsterSqliteStorage):
         return cls(folder, config_value["synchronous"], inst_data)
 
 
-class _RunStorage(SqliteRunStorage):
+class _Pooled:
+    """What both single databases have in common: connections that are kept."""
+
     def __init__(self, file: Path, engines: Engines) -> None:
-        super().__init__(f"sqlite:///{file}")
+        super().__init__(f"sqlite:///{file}")  # pyright: ignore[reportCallIssue]
         self._file, self._engines = file, engines
 
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._engines.connect(self._file) as connection:
+            yield connection
+
+    def dispose(self) -> None:
+        self._engines.close()
+
+
+class _RunStorage(_Pooled, SqliteRunStorage):
     @classmethod
     def of_folder(cls, folder: Path, synchronous: Synchronous) -> _RunStorage:
         SqliteRunStorage.from_local(str(folder))  # makes the tables, or brings the older ones up to date
         return cls(folder.absolute() / "runs.db", Engines(synchronous))
 
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with self._engines.connect(self._file) as connection:
-            yield connection
 
-    def dispose(self) -> None:
-        self._engines.close()
-
-
-class _ScheduleStorage(SqliteScheduleStorage):
-    def __init__(self, file: Path, engines: Engines) -> None:
-        super().__init__(f"sqlite:///{file}")
-        self._file, self._engines = file, engines
-
+class _ScheduleStorage(_Pooled, SqliteScheduleStorage):
     @classmethod
     def of_folder(cls, folder: Path, synchronous: Synchronous) -> _ScheduleStorage:
         SqliteScheduleStorage.from_local(str(folder))
         return cls(folder.absolute() / "schedules.db", Engines(synchronous))
-
-    @contextmanager
-    def connect(self) -> Iterator[Connection]:
-        with self._engines.connect(self._file) as connection:
-            yield connection
-
-    def dispose(self) -> None:
-        self._engines.close()

@@ -6,7 +6,6 @@ import io
 import json
 import tarfile
 import threading
-import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -205,35 +204,17 @@ def test_files_and_archives_over_http(read: Read, web: str, tmp_path: Path) -> N
         read({"url": f"{web}/none.md"})
 
 
-@pytest.fixture
-def bucket(bucket_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A client of an S3 server on the loopback interface, with the bucket `docs`."""
-    import boto3
-    import s3fs
-
-    monkeypatch.setenv("AWS_ENDPOINT_URL", bucket_server)
-    for key in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(key, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    s3fs.S3FileSystem.clear_instance_cache()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket="docs")
-    yield client
-    s3fs.S3FileSystem.clear_instance_cache()
-    urllib.request.urlopen(urllib.request.Request(f"{bucket_server}/moto-api/reset", method="POST")).close()
-
-
-def test_folders_files_and_archives_in_a_bucket(read: Read, bucket: Any, tmp_path: Path) -> None:
+def test_folders_files_and_archives_in_a_bucket(read: Read, s3: Any, tmp_path: Path) -> None:
     archive = packed(tmp_path, "docs.zip", {"docs/z.txt": b"zipped"})
     for key, body in {"wiki/a.txt": b"one", "wiki/deep/b.md": b"# two", "docs.zip": archive.read_bytes()}.items():
-        bucket.put_object(Bucket="docs", Key=key, Body=body)
-    found = read({"bucket": "docs", "path": "wiki"})
+        s3.put_object(Bucket="models", Key=key, Body=body)
+    found = read({"bucket": "models", "path": "wiki"})
     assert {one.id: one.text for one in found.documents} == {"a.txt": "one", "deep/b.md": "# two"}
-    assert only(read({"url": "s3://docs/wiki/deep/b.md"})) == Document("b.md", "# two", markdown=True)
-    assert only(read({"bucket": "docs", "path": "wiki/a.txt"})) == Document("a.txt", "one")
-    assert only(read({"url": "s3://docs/docs.zip"})).text == "zipped"
-    with pytest.raises(PullError, match="nothing is at s3://docs/none"):
-        read({"bucket": "docs", "path": "none"})
+    assert only(read({"url": "s3://models/wiki/deep/b.md"})) == Document("b.md", "# two", markdown=True)
+    assert only(read({"bucket": "models", "path": "wiki/a.txt"})) == Document("a.txt", "one")
+    assert only(read({"url": "s3://models/docs.zip"})).text == "zipped"
+    with pytest.raises(PullError, match="nothing is at s3://models/none"):
+        read({"bucket": "models", "path": "none"})
 
 
 def test_topics_of_python_and_several_sources(read: Read, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def test_cold_warm_adapters_and_calls(job: MakeJob, cache: Path, tiny_chat: Path
     warm, again = run("warm", fast, sampled), run("again", fast, sampled)
     assert warm.metadata["engine_start"] == "warm" and warm.payload["items"] == again.payload["items"]
     schema = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"], "additionalProperties": False}
-    tools = [{"type": "function", "function": {"name": "count", "parameters": schema}}]
+    tools = [{"type": "function", "function": {"name": "count", "strict": True, "parameters": schema}}]
     spec = {"model": fast | {"adapters": adapters}}
     with endpoint(context_of(job("inference", spec, name="calls", model=tiny_chat, cache=cache))) as served:
         body = {
