@@ -6,10 +6,14 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from executors.progress import ProgressSink
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.stage import StageSpec
+
+if TYPE_CHECKING:
+    from executors.prompts import PromptRows
 
 __all__ = ["ProgressSink", "TaskContext"]
 
@@ -50,5 +54,7 @@ class TaskContext:
     """Set when the work must store its state and end."""
     envelopes: Callable[[str], Mapping[str, Json]] = field(default=lambda stage: {})
     """Envelope of an ancestor stage; raises BadReference when there is none."""
+    rows: PromptRows | None = None
+    """The rows of a shard, which keep their numbers; None: the work is all that `data` gives."""
     redact: Callable[[Json], Json] = field(default=lambda value: value)
     """Hides resolved secrets; whatever is written to a file passes through it."""

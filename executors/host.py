@@ -7,29 +7,25 @@ once. The process dies with its parent, and takes along the processes that it st
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import sys
 import threading
-import traceback
-from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
-from executors.base import Executor, ExecutorError, Interrupted, Result
+from executors.attempt import STOPPED, USER_FAULT, attempt, run_here
+from executors.base import Executor, Interrupted, Result
 from executors.context import TaskContext
 from executors.distributed.launch import launch
 from executors.distributed.layout import Layout, is_rank, layout_of, visible
 from executors.job import Job
 from executors.parent import end_with_parent
-from executors.registry import find, missing_library
+from executors.registry import find
 from executors.resolution import check_plugin_section, resolved_context
 from executors.secrets import HidingStream, Secrets
-from mloc_dagster.files.atomic import write_text
-from mloc_dagster.spec.base import Json
 
-OK, INTERNAL_FAULT, USER_FAULT, STOPPED = 0, 1, 2, 143
 _LONGEST_GRACE_SECONDS = 15 + int(float(os.environ.get("MLOC_TERMINATE_GRACE_SECONDS") or 30))
 """After SIGTERM; a little longer than the run's worker waits before it kills."""
 
@@ -48,11 +44,11 @@ def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | No
     check_plugin_section(executor, ctx, secrets)
     if ctx.stop.is_set():
         raise Interrupted
-    result = _run_here(executor, ctx) if is_rank() else _run(executor, ctx, job)
+    result = run_here(executor, ctx) if is_rank() else _run(executor, ctx, job, secrets)
     return Result.model_validate(secrets.hide(result.model_dump()))
 
 
-def _run(executor: type[Executor], ctx: TaskContext, job: Job) -> Result:
+def _run(executor: type[Executor], ctx: TaskContext, job: Job, secrets: Secrets) -> Result:
     """Run the executor here, or in several processes where it can do that and the stage asks for it."""
     if ctx.devices:
         from executors.serving.engines import free_devices
@@ -61,18 +57,14 @@ def _run(executor: type[Executor], ctx: TaskContext, job: Job) -> Result:
     layout = layout_of(ctx.spec, ctx.devices) if getattr(executor, "distributed", False) else Layout()
     if layout.devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = visible(layout.devices)
-    result = launch(job, layout, ctx.stop) if layout.needs_torchrun else _run_here(executor, ctx)
+    if ctx.spec.parallel.enabled and hasattr(executor, "merged"):
+        from executors.sharding.launch import Sharded, run_sharded
+
+        result = run_sharded(cast("type[Sharded]", executor), ctx, secrets)
+    else:
+        result = launch(job, layout, ctx.stop) if layout.needs_torchrun else run_here(executor, ctx)
     shutil.rmtree(job.out / ".cache", ignore_errors=True)
     return result
-
-
-def _run_here(executor: type[Executor], ctx: TaskContext) -> Result:
-    try:
-        return executor().run(ctx)
-    except ImportError as error:
-        raise missing_library(error, ctx.spec.task_type) from error
-    finally:
-        ctx.progress.flush()
 
 
 def main(arguments: list[str]) -> int:
@@ -99,38 +91,11 @@ def carry_out(job: Job, *, keep_result: bool = True) -> int:
     stop = _stop_on_sigterm()
     sys.stdout, sys.stderr = HidingStream(sys.stdout, secrets), HidingStream(sys.stderr, secrets)
     try:
-        return _outcome(job, secrets, stop, keep_result)
+        return attempt(lambda: execute(job, secrets, stop), job.out, secrets, stop, keep_result=keep_result)
     finally:
         sys.stdout.close_line()
         sys.stderr.close_line()
         _end_children()
-
-
-def _outcome(job: Job, secrets: Secrets, stop: threading.Event, keep_result: bool) -> int:
-    try:
-        result = execute(job, secrets, stop)
-    except ExecutorError as error:
-        _write_error(job.out, secrets, {"kind": "user", "message": error.what, "hint": error.hint})
-        return USER_FAULT
-    except (Interrupted, KeyboardInterrupt):
-        print("stopped on request; what was stored is continued by the next attempt")
-        return STOPPED
-    except BaseException as error:
-        if stop.is_set():
-            return STOPPED
-        trace = traceback.format_exc()
-        message = f"{type(error).__name__}: {error}"
-        _write_error(job.out, secrets, {"kind": "internal", "message": message, "hint": "", "traceback": trace})
-        print(trace, file=sys.stderr)
-        return INTERNAL_FAULT
-    if keep_result:
-        write_text(job.out / "result.json", result.model_dump_json(indent=1))
-    return OK
-
-
-def _write_error(out: Path, secrets: Secrets, error: Mapping[str, Json]) -> None:
-    print(f"{error['message']}\n{error['hint']}", file=sys.stderr)
-    write_text(out / "error.json", json.dumps(secrets.hide(error), ensure_ascii=False, indent=1))
 
 
 def _start_over(out: Path) -> None:

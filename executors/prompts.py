@@ -37,7 +37,9 @@ class PromptRows:
 
 
 def prompt_rows(ctx: TaskContext) -> PromptRows:
-    """Materialise the prompts of a stage: slice, then shuffle. Raises ExecutorError naming row and key."""
+    """Materialise the prompts of a stage or shard: slice, then shuffle. Raises ExecutorError naming row and key."""
+    if ctx.rows is not None:
+        return ctx.rows
     data = ctx.spec.data
     found = _from_data(ctx, data) or _from_elsewhere(ctx)
     if found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from executors.base import ExecutorError
@@ -108,8 +109,15 @@ def _lines(folder: Path) -> Iterator[str]:
     if not files:
         raise ExecutorError(f"{folder} holds no weights.", f"Expected one of {', '.join(_FORMATS)}.")
     for file in files:
-        with file.open("rb") as handle:
-            yield f"{file.name} {hashlib.file_digest(handle, 'sha256').hexdigest()}\n"
+        known = file.stat()
+        yield f"{file.name} {_file_digest(file, known.st_size, known.st_mtime_ns)}\n"
+
+
+@lru_cache(maxsize=4096)
+def _file_digest(file: Path, size: int, changed: int) -> str:
+    """SHA-256 hex of a file, read once by this process and the shards that it forks while it stays as it is."""
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _base(ctx: TaskContext) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from executors.base import Result
 from executors.context import TaskContext
 from executors.rag.retrieval import RETRIEVAL_USES
+from executors.sharding.merge import Shard
+from mloc_dagster.spec.stage import StageSpec
 
 _MODEL = (
     "model.source.*", "model.config.*", "model.adapters", "model.vllm.*", "model.transformers.*", "checkpoint.*",
@@ -30,6 +34,20 @@ class AgentExecutor:
         "postprocess.*",
     }
     section = None
+    shared_modules = ("executors.agent.batch",)
+
+    @staticmethod
+    def prepared(ctx: TaskContext) -> tuple[StageSpec, tuple[str, ...]]:
+        """Shards get the index of the stage's own documents."""
+        from executors.agent.batch import prepared
+
+        return prepared(ctx)
+
+    def merged(self, ctx: TaskContext, shards: Sequence[Shard]) -> Result:
+        """The result that the items of all shards have together."""
+        from executors.agent.batch import merged
+
+        return merged(ctx, shards)
 
     def run(self, ctx: TaskContext) -> Result:
         """Work on all items. Raises ExecutorError for faults of the settings, and when every item failed."""

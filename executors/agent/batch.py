@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Coroutine, Sequence
 from contextlib import ExitStack
@@ -18,10 +19,14 @@ from executors.base import ExecutorError, Interrupted, Result
 from executors.context import TaskContext
 from executors.inference.postprocess import export_jsonl
 from executors.prompts import PromptRow, prompt_rows
+from executors.rag.sharing import Prepared, with_index
+from executors.sharding.merge import Shard, merged_metadata, merged_usage
+from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.agent import Agent, every_tool
 from mloc_dagster.spec.base import Json
 
 _LOOK_SECONDS = 0.2
+_TRACE = Path("trace") / "steps.jsonl"
 
 
 def run_batch(ctx: TaskContext) -> Result:
@@ -31,7 +36,7 @@ def run_batch(ctx: TaskContext) -> Result:
     """
     agent = settings_of(ctx)
     source = prompt_rows(ctx)
-    trace = Trace(ctx.out / "trace" / "steps.jsonl", ctx.redact)
+    trace = Trace(ctx.out / _TRACE, ctx.redact)
     started = time.monotonic()
     engine: dict[str, Json] = {}
     try:
@@ -45,8 +50,42 @@ def run_batch(ctx: TaskContext) -> Result:
         trace.close()
     seconds = time.monotonic() - started
     items = [_item(ctx, row, done[row.index]) for row in source.rows]
-    _check_some_worked(items)
-    usage = _usage(done.values(), seconds)
+    metadata = {**engine, "resumed": resumed, "tools": [tool.name for tool in every_tool(agent)],
+                "warnings": [*source.warnings, *engine.get("warnings", [])]}  # fmt: skip
+    return _result(ctx, items, _usage(done.values(), seconds), metadata)
+
+
+def prepared(ctx: TaskContext) -> Prepared:
+    """What shards get: the stage, with the index of its own documents where its agents search one."""
+    return with_index(ctx) if _searches(settings_of(ctx)) else (ctx.spec, ())
+
+
+def merged(ctx: TaskContext, shards: Sequence[Shard]) -> Result:
+    """The result of all items; their folders and the steps of their traces come into the stage's own folder."""
+    items = [_moved(ctx, shard, item) for shard in shards for item in shard.result.payload["items"]]
+    steps = "".join((shard.folder / _TRACE).read_text("utf-8") for shard in shards)
+    write_text(ctx.out / _TRACE, steps)
+    resumed = sum(shard.result.metadata["resumed"] for shard in shards)
+    return _result(ctx, items, merged_usage(shards), {**merged_metadata(shards), "resumed": resumed})
+
+
+def _moved(ctx: TaskContext, shard: Shard, item: dict[str, Json]) -> dict[str, Json]:
+    """Move the folder of an item out of its shard, also when an earlier attempt to merge has done so."""
+    if "folder" not in item:
+        return item
+    there, here = Path(item["folder"]), ctx.out / Path(item["folder"]).relative_to(shard.folder)
+    if there.is_dir():
+        shutil.rmtree(here, ignore_errors=True)
+        here.parent.mkdir(parents=True, exist_ok=True)
+        there.rename(here)
+    return {**item, "folder": str(here)}
+
+
+def _result(
+    ctx: TaskContext, items: list[dict[str, Json]], usage: dict[str, Json], metadata: dict[str, Json]
+) -> Result:
+    if ctx.rows is None:
+        _check_some_worked(items)
     failed = sum(item["finish_reason"] in FAILED for item in items)
     summary = {"total_tasks": len(items), "completed": len(items) - failed, "failed": failed}
     payload: dict[str, Json] = {"ok": True, "items": items, "usage": usage, "metadata": {"batch_summary": summary}}
@@ -55,10 +94,13 @@ def run_batch(ctx: TaskContext) -> Result:
         payload["jsonl_export"] = export_jsonl(ctx, export, items)
     return Result(
         payload=payload,
-        metrics={**summary, "latency_sec": seconds, "total_tokens": usage["total_tokens"]},
-        metadata={**engine, "resumed": resumed, "tools": [tool.name for tool in every_tool(agent)],
-                  "warnings": [*source.warnings, *engine.get("warnings", [])]},
-    )  # fmt: skip
+        metrics={**summary, "latency_sec": usage["latency_sec"], "total_tokens": usage["total_tokens"]},
+        metadata=metadata,
+    )
+
+
+def _searches(agent: Agent) -> bool:
+    return any(tool.name == "rag_search" for tool in every_tool(agent))
 
 
 def _work(
@@ -66,8 +108,7 @@ def _work(
 ) -> dict[str, Json]:
     """Work on the items and put their traces into `done`; returns what is told of the engine."""
     with ExitStack() as stack:
-        needs_index = any(tool.name == "rag_search" for tool in every_tool(agent))
-        search, warnings = stack.enter_context(searching(ctx)) if needs_index else (None, ())
+        search, warnings = stack.enter_context(searching(ctx)) if _searches(agent) else (None, ())
         address = stack.enter_context(address_of(ctx, agent))
         studio = studio_of(agent, ctx.spec.inference, address, search, ctx.out / "artifacts" / "items")
         _run(_all(ctx, studio, waiting, trace, done))

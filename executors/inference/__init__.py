@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, distribution
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Literal
 
-from executors.base import ExecutorError, Interrupted, Result
+from executors.base import ExecutorError, Result
 from executors.context import TaskContext
 from executors.inference.adapters import RuntimeAdapter, find_adapter, merge
-from executors.inference.chat import tokenize
+from executors.inference.chat import tokenize_each
 from executors.inference.engine import Completion, Weights, sampling_of
+from executors.inference.error_rows import check_some_worked, is_error, set_apart
+from executors.inference.finished_rows import generate_rows
 from executors.inference.postprocess import export_jsonl
 from executors.prompts import PromptRow, prompt_rows
+from executors.sharding.merge import Shard, merged_metadata, merged_usage
 from executors.weights import WeightsDigest, digests, starting_weights, trusts_code
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.model import Transformers, Vllm
+from mloc_dagster.spec.stage import StageSpec
 
 if TYPE_CHECKING:
     from executors.inference.engine import Engine
@@ -42,9 +46,15 @@ class InferenceExecutor:
     inline = False
     uses = _USES
     section = None
+    shared_modules = ("executors.serving.remote_engine",)
+
+    @staticmethod
+    def prepared(ctx: TaskContext) -> tuple[StageSpec, tuple[str, ...]]:
+        """Shards get the stage as it is."""
+        return ctx.spec, ()
 
     def run(self, ctx: TaskContext) -> Result:
-        """Prompts, weights, engine, texts, export."""
+        """Prompts, weights, engine, texts, export. A row whose prompt cannot be answered is told of in its item."""
         sampling = sampling_of(ctx.spec.inference)
         source = prompt_rows(ctx)
         ctx.progress.update(0, len(source.rows), "rows")
@@ -53,24 +63,43 @@ class InferenceExecutor:
         engine = load_engine(ctx, weights, used)
         try:
             loaded = time.monotonic()
-            prompts = tokenize(engine.tokenizer, source.rows, ctx.spec.inference.system_prompt, engine.context)
-            texts = engine.generate(prompts, sampling, lambda done: _report(ctx, done, len(prompts)))
+            given = tokenize_each(engine.tokenizer, source.rows, ctx.spec.inference.system_prompt, engine.context)
+            texts = generate_rows(ctx, engine, given.prompts, sampling, len(source.rows))
             finished = time.monotonic()
         finally:
             engine.close()
-        items = [_item(row, completions) for row, completions in zip(source.rows, texts, strict=True)]
-        usage = usage_of(prompts, texts, finished - loaded)
-        payload: dict[str, Json] = {"ok": True, "model": model_name(ctx), "items": items, "usage": usage}
-        export = ctx.spec.postprocess.jsonl_export
-        if export is not None:
-            payload["jsonl_export"] = export_jsonl(ctx, export, items)
-        return Result(
-            payload=payload,
-            metrics={"rows": len(items), "completion_tokens": usage["completion_tokens"],
-                     "latency_sec": usage["latency_sec"], "load_sec": loaded - started},
-            metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
-                      **engine_start(engine), "warnings": [*weights.warnings, *source.warnings, *engine.warnings]},
-        )  # fmt: skip
+        items = [
+            _error_item(row, given.faults[row.index]) if row.index in given.faults else _item(row, texts[row.index])
+            for row in source.rows
+        ]
+        usage = usage_of(given.prompts, texts, finished - loaded)
+        metadata = {
+            "engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts), **engine_start(engine),
+            "warnings": [*weights.warnings, *source.warnings, *engine.warnings],
+        }  # fmt: skip
+        return _result(ctx, items, usage, metadata, load_seconds=loaded - started)
+
+    def merged(self, ctx: TaskContext, shards: Sequence[Shard]) -> Result:
+        """The result that the rows of all shards have together."""
+        items = [item for shard in shards for item in shard.result.payload["items"]]
+        load_seconds = max(shard.result.metrics["load_sec"] for shard in shards)
+        return _result(ctx, items, merged_usage(shards), merged_metadata(shards), load_seconds=load_seconds)
+
+
+def _result(
+    ctx: TaskContext, items: list[dict[str, Json]], usage: dict[str, Json], metadata: dict[str, Json], *,
+    load_seconds: float,
+) -> Result:  # fmt: skip
+    payload: dict[str, Json] = {"ok": True, "model": model_name(ctx), "items": items, "usage": usage}
+    if ctx.rows is None:
+        check_some_worked(items)
+        payload |= set_apart(ctx, items)
+    export = ctx.spec.postprocess.jsonl_export
+    if export is not None:
+        payload["jsonl_export"] = export_jsonl(ctx, export, [item for item in items if not is_error(item)])
+    metrics = {"rows": len(items), "completion_tokens": usage["completion_tokens"],
+               "latency_sec": usage["latency_sec"], "load_sec": load_seconds}  # fmt: skip
+    return Result(payload=payload, metrics=metrics, metadata=metadata)
 
 
 def load_engine(ctx: TaskContext, weights: Weights, used: WeightsDigest) -> Engine:
@@ -191,12 +220,6 @@ def dtype_of(ctx: TaskContext, explicit: str | None, on_gpu: bool) -> tuple[str,
     return ("auto" if on_gpu else "float32"), ignored
 
 
-def _report(ctx: TaskContext, done: int, total: int) -> None:
-    ctx.progress.update(done, total, "rows")
-    if ctx.stop.is_set():
-        raise Interrupted
-
-
 def _item(row: PromptRow, completions: Sequence[Completion]) -> dict[str, Json]:
     item: dict[str, Json] = {
         "index": row.index,
@@ -210,10 +233,23 @@ def _item(row: PromptRow, completions: Sequence[Completion]) -> dict[str, Json]:
     return item
 
 
-def usage_of(prompts: Sequence[list[int]], texts: Sequence[Sequence[Completion]], seconds: float) -> dict[str, Json]:
-    """Tokens in and out, and how long it took: the `usage` of a result."""
-    given = sum(map(len, prompts))
-    made = sum(completion.tokens for completions in texts for completion in completions)
+def _error_item(row: PromptRow, fault: ExecutorError) -> dict[str, Json]:
+    return {
+        "index": row.index,
+        "prompt": row.prompt,
+        "output": "",
+        "finish_reason": "error",
+        "error": fault.what,
+        "metadata": row.metadata,
+    }
+
+
+def usage_of(
+    prompts: Mapping[int, Sequence[int]], texts: Mapping[int, Sequence[Completion]], seconds: float
+) -> dict[str, Json]:
+    """Tokens of prompts and texts, and how long they took."""
+    given = sum(map(len, prompts.values()))
+    made = sum(completion.tokens for completions in texts.values() for completion in completions)
     return {
         "prompt_tokens": given,
         "completion_tokens": made,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from executors.base import ExecutorError
@@ -18,6 +19,27 @@ class ConversationTokenizer(Protocol):
     def conversation_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the messages and the beginning of an answer."""
         ...
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """Token ids by row, and what is wrong with the rows that cannot be answered."""
+
+    prompts: dict[int, list[int]] = field(default_factory=dict)
+    faults: dict[int, ExecutorError] = field(default_factory=dict)
+
+
+def tokenize_each(
+    tokenizer: Any, rows: Sequence[PromptRow], system_prompt: str | None, context: int | None
+) -> Tokenized:
+    """Do the same as `tokenize`; a row with a fault does not hold up the others."""
+    found = Tokenized()
+    for row in rows:
+        try:
+            [found.prompts[row.index]] = tokenize(tokenizer, [row], system_prompt, context)
+        except ExecutorError as error:
+            found.faults[row.index] = error
+    return found
 
 
 def tokenize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ class Completion:
     tokens: int
 
 
-Progress = Callable[[int], None]
-"""Called with the number of finished rows; raises Interrupted when the work must end."""
+Finished = Callable[[Mapping[int, list[Completion]]], None]
+"""Called with rows that have just finished, each once; raises Interrupted when the work must end."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,10 @@ class Engine(Protocol):
     """Longest prompt and answer together, in tokens."""
     warnings: list[str]
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
-        """Return `n` completions for each prompt, in order."""
+    def generate(
+        self, prompts: Mapping[int, list[int]], sampling: Sampling, finished: Finished
+    ) -> dict[int, list[Completion]]:
+        """Return `n` completions for each prompt; its key is the number of its row, from which its seed comes."""
         ...
 
     def close(self) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from transformers import (
 
 from executors.base import ExecutorError
 from executors.inference.adapters import RuntimeAdapter, does_not_fit
-from executors.inference.engine import Completion, Draft, Progress, Sampling, Weights
+from executors.inference.engine import Completion, Draft, Finished, Sampling, Weights
 from executors.inference.sampling import Penalties, SeededSampling
 from mloc_dagster.spec.model import Transformers
 
@@ -57,19 +56,23 @@ class TransformersEngine:
         self._model = _with_adapters(model, weights).eval()
         self.context = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
-        """Return `n` completions for each prompt. With a seed, a row's text does not depend on its batch."""
+    def generate(
+        self, prompts: Mapping[int, list[int]], sampling: Sampling, finished: Finished
+    ) -> dict[int, list[Completion]]:
+        """Return `n` completions for each row. With a seed, a row's text does not depend on its batch."""
         drafts = [
-            Draft(prompt, sampling.seed_of(row), draw, sampling.max_tokens)
-            for row, prompt in enumerate(prompts)
+            (row, Draft(prompt, sampling.seed_of(row), draw, sampling.max_tokens))
+            for row, prompt in prompts.items()
             for draw in range(sampling.n)
         ]
-        found: list[Completion] = []
+        found: dict[int, list[Completion]] = {row: [] for row in prompts}
         for start in range(0, len(drafts), self.batch_size):
             batch = drafts[start : start + self.batch_size]
-            found += map(self.completion, self.batch(batch, sampling), repeat(sampling.stop))
-            progress(len(found) // sampling.n)
-        return [found[start : start + sampling.n] for start in range(0, len(found), sampling.n)]
+            texts = self.batch([draft for _, draft in batch], sampling)
+            for (row, _), tokens in zip(batch, texts, strict=True):
+                found[row].append(self.completion(tokens, sampling.stop))
+            finished({row: found[row] for row, _ in batch if len(found[row]) == sampling.n})
+        return found
 
     def add_adapter(self, name: str, adapter: RuntimeAdapter) -> None:
         """Load an adapter that `applied` can name; raises ExecutorError when it does not fit."""
@@ -98,7 +101,7 @@ class TransformersEngine:
         return self._model.config.get_text_config().vocab_size
 
     @torch.inference_mode()
-    def score(self, texts: Sequence[tuple[list[int], int]], progress: Progress) -> list[float]:
+    def score(self, texts: Sequence[tuple[list[int], int]], progress: Callable[[int], None]) -> list[float]:
         """Return the log-probability (nats) of each sequence of token ids from the given place (1 or later) on."""
         found: list[float] = []
         for first in range(0, len(texts), self.batch_size):

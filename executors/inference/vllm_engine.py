@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from executors.base import ExecutorError
 from executors.inference.adapters import RuntimeAdapter
-from executors.inference.engine import Completion, Progress, Sampling, Weights
+from executors.inference.engine import Completion, Finished, Sampling, Weights
 from mloc_dagster.spec.model import Vllm
 
 _CPU_CACHE_GIB = "1"
@@ -55,17 +54,25 @@ class VllmEngine:
         self.tokenizer = self._llm.get_tokenizer()
         self.context: int | None = self._llm.llm_engine.model_config.max_model_len
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
-        """Return `n` completions for each prompt; vLLM batches them as it sees fit."""
+    def generate(
+        self, prompts: Mapping[int, list[int]], sampling: Sampling, finished: Finished
+    ) -> dict[int, list[Completion]]:
+        """Return `n` completions for each row; vLLM batches them as it sees fit."""
         from vllm.inputs import TokensPrompt
 
-        outputs = self._llm.generate(
-            [TokensPrompt(prompt_token_ids=prompt) for prompt in prompts],
-            [_parameters(sampling, row) for row in range(len(prompts))],
-            lora_request=self._lora_request(),
-            use_tqdm=_progress_bar(progress, sampling.n),
-        )
-        return [[_completion(one) for one in output.outputs] for output in outputs]
+        engine: Any = self._llm.llm_engine
+        adapter = self._lora_request()
+        for row, prompt in prompts.items():
+            tokens = TokensPrompt(prompt_token_ids=prompt)
+            engine.add_request(str(row), tokens, _parameters(sampling, row), lora_request=adapter)
+        found: dict[int, list[Completion]] = {}
+        while engine.has_unfinished_requests():
+            # Not `LLM.generate`, which gives no row before all have finished.
+            done = {int(one.request_id): one for one in engine.step() if one.finished}
+            rows = {row: [_completion(text) for text in one.outputs] for row, one in done.items()}
+            found |= rows
+            finished(rows)
+        return found
 
     def close(self) -> None:
         """End the engine's processes and free its memory."""
@@ -129,6 +136,7 @@ def lora_rank(rank: int) -> int:
 
 def _parameters(sampling: Sampling, row: int) -> Any:
     from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
 
     drawing: dict[str, Any] = {"temperature": 0.0}
     if not sampling.greedy:
@@ -140,27 +148,10 @@ def _parameters(sampling: Sampling, row: int) -> Any:
         repetition_penalty=sampling.repetition_penalty,
         presence_penalty=sampling.presence_penalty,
         frequency_penalty=sampling.frequency_penalty,
+        output_kind=RequestOutputKind.FINAL_ONLY,
         **drawing,
     )
 
 
 def _completion(output: Any) -> Completion:
     return Completion(output.text, "length" if output.finish_reason == "length" else "stop", len(output.token_ids))
-
-
-def _progress_bar(progress: Progress, completions_of_row: int) -> Any:
-    """A tqdm class that draws nothing and hands on how many rows are finished."""
-    from tqdm import tqdm
-
-    class Bar(tqdm):
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            self._counts = "Processed" in str(options.get("desc", ""))
-            super().__init__(*arguments, **(options | {"file": io.StringIO()}))
-
-        def update(self, n: float | None = 1) -> bool | None:
-            drawn = super().update(n)
-            if self._counts:
-                progress(int(self.n) // completions_of_row)
-            return drawn
-
-    return Bar

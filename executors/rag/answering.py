@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from executors.base import ExecutorError, Interrupted, Result
+from executors.base import ExecutorError, Result
 from executors.context import TaskContext
 from executors.inference import engine_start, load_engine, usage_of, weights_of
 from executors.inference.chat import tokenize
 from executors.inference.engine import Completion, Sampling, sampling_of
+from executors.inference.finished_rows import generate_rows
 from executors.inference.postprocess import export_jsonl
 from executors.prompts import PromptRow
-from executors.rag.retrieval import RETRIEVAL_USES, Retrieved, retrieve, write_queries
+from executors.rag.metrics import verdict
+from executors.rag.retrieval import RETRIEVAL_USES, Retrieved, quality, retrieve, write_queries
 from executors.rag.search import Hit
+from executors.rag.sharing import Prepared, with_index
+from executors.sharding.merge import Shard, merged_metadata, merged_usage
 from mloc_dagster.spec.base import Json
 
 _ENGINE_USES = frozenset({
@@ -46,6 +50,12 @@ class AnsweringExecutor:
     inline = False
     uses = RETRIEVAL_USES | _ENGINE_USES
     section = None
+    shared_modules = ("executors.serving.remote_engine",)
+
+    @staticmethod
+    def prepared(ctx: TaskContext) -> Prepared:
+        """Shards get the index of the stage's own documents."""
+        return with_index(ctx)
 
     def run(self, ctx: TaskContext) -> Result:
         """Search, prompts within their budget, texts, citations."""
@@ -57,26 +67,48 @@ class AnsweringExecutor:
         try:
             prompts = _prompts(ctx, engine.tokenizer, engine.context, found, sampling)
             started = time.monotonic()
-            texts = engine.generate([one.tokens for one in prompts], sampling, lambda done: _report(ctx, done, prompts))
+            tokens = {one.row.index: one.tokens for one in prompts}
+            texts = generate_rows(ctx, engine, tokens, sampling, len(prompts))
             seconds = time.monotonic() - started
         finally:
             engine.close()
-        queries = [_answered(*one) for one in zip(found.queries, found.hits, prompts, texts, strict=True)]
+        queries = [
+            _answered(query, hits, prompt, texts[prompt.row.index])
+            for query, hits, prompt in zip(found.queries, found.hits, prompts, strict=True)
+        ]
         write_queries(ctx, queries)
-        usage = usage_of([one.tokens for one in prompts], texts, seconds)
-        payload: dict[str, Json] = {"ok": True, "queries": queries, "usage": usage, "index_path": str(found.index)}
-        if found.metrics:
-            payload |= {"metrics": found.metrics, "retrieval": found.verdict}
-        export = ctx.spec.postprocess.jsonl_export
-        if export is not None:
-            payload["jsonl_export"] = export_jsonl(ctx, export, [_as_item(query) for query in queries])
-        return Result(
-            payload=payload,
-            metrics={"queries": len(queries), "latency_sec": seconds, "search_sec": found.seconds, **found.metrics},
-            metadata={"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts),
-                      **engine_start(engine), "embedding_digest": found.meta.embedding_digest,
-                      "warnings": [*weights.warnings, *found.warnings, *engine.warnings]},
-        )  # fmt: skip
+        payload: dict[str, Json] = {
+            "ok": True, "queries": queries, "usage": usage_of(tokens, texts, seconds), "index_path": str(found.index),
+        }  # fmt: skip
+        metadata = {
+            "engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts), **engine_start(engine),
+            "embedding_digest": found.meta.embedding_digest,
+            "warnings": [*weights.warnings, *found.warnings, *engine.warnings],
+        }  # fmt: skip
+        return _result(ctx, payload, metadata, found.metrics, search_seconds=found.seconds)
+
+    def merged(self, ctx: TaskContext, shards: Sequence[Shard]) -> Result:
+        """The result that the queries of all shards have together."""
+        queries = [query for shard in shards for query in shard.result.payload["queries"]]
+        write_queries(ctx, queries)
+        payload = {**shards[0].result.payload, "queries": queries, "usage": merged_usage(shards)}
+        search_seconds = max(shard.result.metrics["search_sec"] for shard in shards)
+        return _result(ctx, payload, merged_metadata(shards), quality(ctx, queries), search_seconds=search_seconds)
+
+
+def _result(
+    ctx: TaskContext, payload: dict[str, Json], metadata: dict[str, Json], quality: dict[str, float], *,
+    search_seconds: float,
+) -> Result:  # fmt: skip
+    queries = payload["queries"]
+    if quality:
+        payload |= {"metrics": quality, "retrieval": verdict(quality, len(queries), ctx.spec.rag)}
+    export = ctx.spec.postprocess.jsonl_export
+    if export is not None:
+        payload["jsonl_export"] = export_jsonl(ctx, export, [_as_item(query) for query in queries])
+    seconds = payload["usage"]["latency_sec"]
+    metrics = {"queries": len(queries), "latency_sec": seconds, "search_sec": search_seconds, **quality}
+    return Result(payload=payload, metrics=metrics, metadata=metadata)
 
 
 def _prompts(
@@ -169,9 +201,3 @@ def _as_item(query: dict[str, Json]) -> dict[str, Json]:
         "finish_reason": query["finish_reason"],
         "metadata": {**carried, **query["metadata"]},
     }
-
-
-def _report(ctx: TaskContext, done: int, prompts: Sequence[Prompt]) -> None:
-    ctx.progress.update(done, len(prompts), "rows")
-    if ctx.stop.is_set():
-        raise Interrupted

@@ -129,6 +129,15 @@ def opened_index(ctx: TaskContext) -> Iterator[Opened]:
         yield Opened(Searcher(index, embedder, rag.search, reranker), folder, index.meta, warnings)
 
 
+def quality(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> dict[str, float]:
+    """hit@k and MRR of queries as they stand in a result; nothing when the stage does not say what is right."""
+    rows = [PromptRow(query["index"], query["query"], query["metadata"]) for query in queries]
+    expected = _expected(ctx, rows)
+    found = [[item["payload"]["document"] for item in query["items"]] for query in queries]
+    ranks = [rank_of(right, documents) for right, documents in zip(expected, found, strict=True)] if expected else []
+    return measured(ranks, ctx.spec.rag.search.top_k) if expected else {}
+
+
 def write_queries(ctx: TaskContext, queries: Sequence[Mapping[str, Json]]) -> None:
     """Write `queries.json`, which every retrieval leaves in its run folder."""
     write_json(ctx.out / "queries.json", ctx.redact(list(queries)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from requests.adapters import HTTPAdapter
 
 from executors.base import ExecutorError, Interrupted
 from executors.context import TaskContext
-from executors.inference.engine import Completion, Progress, Sampling, Weights
+from executors.inference.engine import Completion, Finished, Sampling, Weights
 from executors.messages import Message
 from executors.serving.engines import Lease
 from executors.weights import WeightsDigest
@@ -36,7 +36,7 @@ class EngineGone(Exception):
 
 @dataclass(frozen=True)
 class _Rows:
-    """Prompts that go in one request, the first of them row `start`."""
+    """Prompts that go in one request: rows from `start` on without a gap, so that each gets its own seed."""
 
     start: int
     prompts: Sequence[list[int]]
@@ -58,18 +58,21 @@ class RemoteEngine:
         self.seconds = self._lease.endpoint.seconds
         self.replaced = 0
 
-    def generate(self, prompts: Sequence[list[int]], sampling: Sampling, progress: Progress) -> list[list[Completion]]:
-        """Return `n` completions for each prompt, in order."""
+    def generate(
+        self, prompts: Mapping[int, list[int]], sampling: Sampling, finished: Finished
+    ) -> dict[int, list[Completion]]:
+        """Return `n` completions for each row."""
         found: dict[int, list[Completion]] = {}
         died = 0
         while len(found) < len(prompts):
             before = len(found)
             try:
-                self._answer(self._requests(prompts, found, sampling), sampling, found, progress)
+                waiting = {row: prompt for row, prompt in prompts.items() if row not in found}
+                self._answer(self._requests(waiting, sampling), sampling, found, finished)
             except EngineGone as error:
                 died = 1 if len(found) > before else died + 1
                 self._replace(error, died)
-        return [found[row] for row in range(len(prompts))]
+        return found
 
     def _ask(self, path: str, body: dict[str, Json]) -> dict[str, Json]:
         """POST to the engine, or to its replacement when it has died."""
@@ -85,16 +88,15 @@ class RemoteEngine:
         self._session.close()
         self._lease.close()
 
-    def _requests(
-        self, prompts: Sequence[list[int]], found: dict[int, list[Completion]], sampling: Sampling
-    ) -> list[_Rows]:
-        """The rows without an answer; a batch of Transformers goes as one request, so that it is the same batch."""
+    def _requests(self, prompts: Mapping[int, list[int]], sampling: Sampling) -> list[_Rows]:
+        """The prompts as requests; Transformers gets whole batches."""
         size = 1 if self.name == "vllm" else max(1, self._lease.spec.transformers.batch_size // sampling.n)
-        parts = [_Rows(start, prompts[start : start + size]) for start in range(0, len(prompts), size)]
-        return [part for part in parts if part.start not in found]
+        runs = _without_gaps(sorted(prompts))
+        batches = [run[first : first + size] for run in runs for first in range(0, len(run), size)]
+        return [_Rows(rows[0], [prompts[row] for row in rows]) for rows in batches]
 
     def _answer(
-        self, parts: list[_Rows], sampling: Sampling, found: dict[int, list[Completion]], progress: Progress
+        self, parts: list[_Rows], sampling: Sampling, found: dict[int, list[Completion]], finished: Finished
     ) -> None:
         pool = ThreadPoolExecutor(_AT_ONCE if self.name == "vllm" else 1, thread_name_prefix="ask")
         open_ones: dict[Future[list[list[Completion]]], _Rows] = {
@@ -104,15 +106,16 @@ class RemoteEngine:
         try:
             while open_ones:
                 ended, _ = wait(open_ones, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                before = len(found)
+                rows: dict[int, list[Completion]] = {}
                 for future in ended:
                     part = open_ones.pop(future)
                     try:
-                        found.update(enumerate(future.result(), start=part.start))
+                        rows.update(enumerate(future.result(), start=part.start))
                     except EngineGone as error:
                         gone = error
-                if len(found) > before:
-                    progress(len(found))
+                if rows:
+                    found |= rows
+                    finished(rows)
                 if self._stop.is_set():
                     raise Interrupted
         finally:
@@ -189,6 +192,18 @@ def ask(lease: Lease, path: str, body: dict[str, Json], session: requests.Sessio
         error = told.get("error", told)
         raise ExecutorError(f"The engine refuses the request: {error.get('message', error)}")
     return told
+
+
+def _without_gaps(rows: Sequence[int]) -> Iterator[list[int]]:
+    """Runs of consecutive numbers."""
+    run: list[int] = []
+    for row in rows:
+        if run and row != run[-1] + 1:
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
 
 
 def _count(choice: dict[str, Json]) -> int:

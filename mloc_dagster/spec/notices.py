@@ -59,7 +59,7 @@ def notices(stages: Sequence[Stage], trees: dict[str, Mapping]) -> Iterator[Faul
     for stage in stages:
         tree = trees[stage.name]
         yield from _secrets(tree)
-        yield from _one_shard(stage, tree)
+        yield from _one_replica(stage, tree)
         yield from _spare_sources(stage, tree)
         yield from agent_checks.no_model(stage, tree)
         yield from _stage_names(tree, {other.name for other in stages})
@@ -74,14 +74,19 @@ def _leaves(tree: Mapping, prefix: str) -> Iterator[tuple[str, Origin]]:
             yield dotted, tree.origins[key]
 
 
-def _one_shard(stage: Stage, tree: Mapping) -> Iterator[Fault]:
+def _one_replica(stage: Stage, tree: Mapping) -> Iterator[Fault]:
+    """Replicas of a stage that nothing divides among them."""
     kind = task_types.known()[stage.spec.task_type]
-    place = origin_at(tree, ("parallel", "enabled"))
-    if place and stage.spec.parallel.enabled and kind.reads("parallel"):
-        yield Fault(*place.key, place.text, "runs as one shard in this version", "", "the results are the same")
+    replicas, sharded = stage.spec.resources.replicas, stage.spec.parallel.enabled and kind.reads("parallel")
     place = origin_at(tree, ("resources", "replicas"))
-    if place and stage.spec.resources.replicas > 1:
-        yield Fault(*place.value, place.text, "runs as one replica in this version", str(stage.spec.resources.replicas))
+    if place is None or replicas == 1 or kind.trains:
+        return
+    if not sharded:
+        way_out = "add parallel: {enabled: true}" if kind.reads("parallel") else "remove it"
+        yield Fault(*place.value, place.text, "runs as one replica", str(replicas), way_out)
+    elif replicas > stage.spec.parallel.max_shards:
+        what = f"is more than parallel.max_shards {stage.spec.parallel.max_shards}, which holds"
+        yield Fault(*place.value, place.text, what, str(replicas), "raise max_shards")
 
 
 def _spare_sources(stage: Stage, tree: Mapping) -> Iterator[Fault]:

@@ -40,7 +40,7 @@ class Resources(Section):
     """Replicas and the hardware of each."""
 
     replicas: Positive = 1
-    """Number of workers."""
+    """Number of workers; for a stage in shards the least number of them."""
     hardware: Hardware = Hardware()
     """Hardware of each."""
 

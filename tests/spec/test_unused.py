@@ -8,6 +8,7 @@ from mloc_dagster.spec import Fault, load_file, load_text
 from tests.spec.corpus import HERE
 
 HEAD = "apiVersion: mloc/v1\nmetadata: {name: t}\nspec:\n"
+INFERENCE = "  taskType: inference\n  model: m/m\n  query: q\n"
 
 
 def warnings(spec: str) -> list[tuple[int, str, str]]:
@@ -46,10 +47,10 @@ def test_every_key_of_unused_sections_is_named() -> None:
 @pytest.mark.parametrize(
     ("spec", "line", "path", "says"),
     [
-        ("  taskType: inference\n  model: m/m\n  query: q\n  parallel: {enabled: true}\n", 7, "spec.parallel.enabled",
-         "runs as one shard in this version"),
-        ("  taskType: echo\n  resources: {replicas: 2}\n", 5, "spec.resources.replicas",
-         "runs as one replica in this version"),
+        (f"{INFERENCE}  parallel: {{enabled: true}}\n  resources: {{replicas: 9}}\n", 8, "spec.resources.replicas",
+         "is more than parallel.max_shards 8, which holds"),
+        (f"{INFERENCE}  resources: {{replicas: 2}}\n", 7, "spec.resources.replicas", "runs as one replica"),
+        ("  taskType: echo\n  resources: {replicas: 2}\n", 5, "spec.resources.replicas", "runs as one replica"),
         ("  taskType: echo\n\n  workflow_config: {shared_storage: {base_path: /x}}\n", 6,
          "spec.workflow_config.shared_storage", "is not used: stages hand over their results by reference"),
         ("  taskType: echo\n  output: {destination: {url: 'http://x', headers: {Authorization: Bearer abc}}}\n",
@@ -69,7 +70,9 @@ def test_notices(spec: str, line: int, path: str, says: str) -> None:
 @pytest.mark.parametrize(
     "spec",
     [
-        "  taskType: inference\n  model: m/m\n  query: q\n  parallel: {enabled: false}\n",
+        f"{INFERENCE}  parallel: {{enabled: false}}\n",
+        f"{INFERENCE}  parallel: {{enabled: true}}\n  resources: {{replicas: 3}}\n",
+        "  taskType: sft\n  model: m/m\n  data: {prompts: [a]}\n  resources: {replicas: 2}\n",
         "  taskType: inference\n  model: m/m\n  query: q\n  inference: {max_tokens: 4}\n",
         "  taskType: echo\n  output: {destination: {type: http, url: 'http://x', headers: {Authorization: '${T}'}}}\n",
         "  taskType: echo\n  workflow_config: {}\n",

@@ -18,6 +18,7 @@ from mloc_dagster.placement.local import gate, inputs, process
 from mloc_dagster.placement.local.final_output import write_final_output
 from mloc_dagster.placement.local.finish import finish, finished, origin_of, reuse
 from mloc_dagster.placement.local.outcome import Check, RunInfo, StepCancelled, StepFailed, StepOutcome, outcome_of
+from mloc_dagster.placement.local.rerun import add_rerun
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.sources import Cache, PullError, pull_dataset, pull_model
@@ -106,6 +107,7 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
         work = run.home.work / digest
         job = _write_job(plan, stage, run, given, placed, work)
         _execute(stage, job, work, run, report, lock)
+        add_rerun(plan, stage, given, work, final)
         envelope = finish(stage, run, work, final, digest, placed, given, judge)
         gate.record(run.home, envelope)
         return outcome_of(stage, final, envelope, None)

@@ -106,13 +106,19 @@ def test_chat_template_and_system_prompt(job: MakeJob, tiny: Path, tiny_chat: Pa
     assert [item["output"] for item in chat["items"]] == [
         reference(tiny, "s:be\nu:hi\na:", 24), reference(tiny, "s:be\nu:yo\na:", 24),
     ]  # fmt: skip
-    with pytest.raises(ExecutorError, match="Row 1 is a conversation, but the model has no chat template"):
-        execute(job("inference", spec))
+    error = "Row 1 is a conversation, but the model has no chat template."
+    assert [item.get("error") for item in payload(job("inference", spec))["items"]] == [None, error]
 
 
-def test_prompt_longer_than_the_context_names_its_row(job: MakeJob) -> None:
-    with pytest.raises(ExecutorError, match="rows 1 fill the model's context of 256 tokens"):
-        execute(job("inference", {"data": {"items": ["a", "b" * 256]}, "inference": GREEDY}))
+def test_prompt_longer_than_the_context_is_set_apart(job: MakeJob) -> None:
+    alone = outputs(job, GREEDY, ["a"])
+    result = payload(job("inference", {"data": {"items": ["a", "b" * 256]}, "inference": GREEDY}))
+    good, bad = result["items"]
+    assert [good["output"]] == alone and (bad["output"], bad["finish_reason"]) == ("", "error")
+    assert bad["error"] == "The prompts of rows 1 fill the model's context of 256 tokens."
+    assert result["error_rows"]["rows"] == [1]
+    with pytest.raises(ExecutorError, match=r"The row failed.*rows 0 fill the model's context of 256 tokens"):
+        execute(job("inference", {"data": {"items": ["b" * 256]}, "inference": GREEDY}))
 
 
 def test_answer_ends_at_the_context(job: MakeJob) -> None:

@@ -42,10 +42,10 @@ def generate(engine: Engine, **inference: Any) -> list[list[Completion]]:
     rows = [PromptRow(index, prompt) for index, prompt in enumerate(PROMPTS)]
     settings = Inference.model_validate({"max_tokens": 24, "temperature": 0} | inference)
     prompts = tokenize(engine.tokenizer, rows, settings.system_prompt, engine.context)
-    finished: list[int] = []
-    completions = engine.generate(prompts, sampling_of(settings), finished.append)
-    assert finished[-1] == len(PROMPTS)
-    return completions
+    finished: dict[int, list[Completion]] = {}
+    completions = engine.generate(dict(enumerate(prompts)), sampling_of(settings), finished.update)
+    assert finished == completions
+    return [completions[row] for row in range(len(PROMPTS))]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typer.testing import CliRunner
 from executors.base import ExecutorError, Interrupted, Result
 from executors.host import execute
 from executors.inference import weights_of
-from executors.inference.engine import sampling_of
+from executors.inference.engine import Completion, sampling_of
 from executors.job import Job
 from executors.serving.engines import end_idle_on, endpoint
 from executors.serving.registry import EngineFolder, EngineState, engines_of, registry_of
@@ -85,18 +86,18 @@ def test_an_engine_that_is_killed_in_mid_batch_is_replaced_and_answered_rows_sta
     engine = RemoteEngine(ctx, *weights_of(ctx))
     first, seen, killed = pid_of(only_engine(cache)), [], []
 
-    def progress(done: int) -> None:
-        seen.append(done)
-        if done == 2 and not killed:
+    def finished(rows: Mapping[int, list[Completion]]) -> None:
+        seen.extend(rows)
+        if len(seen) == 2 and not killed:
             killed.append(first)
             kill(first)
 
     try:
         prompts = [engine.tokenizer(text)["input_ids"] for text in PROMPTS]
-        found = engine.generate(prompts, sampling_of(ctx.spec.inference), progress)
-        assert [row[0].text for row in found] == expected
+        found = engine.generate(dict(enumerate(prompts)), sampling_of(ctx.spec.inference), finished)
+        assert [found[row][0].text for row in range(len(PROMPTS))] == expected
         assert engine.replaced == 1 and pid_of(only_engine(cache)) != first
-        assert seen == sorted(set(seen)) and seen[-1] == len(PROMPTS)  # no row was counted, so none asked, twice
+        assert sorted(seen) == list(range(len(PROMPTS)))  # no row was told, so none asked, twice
     finally:
         engine.close()
 
