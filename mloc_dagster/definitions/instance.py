@@ -35,9 +35,12 @@ run_launcher:
     warm: true
     terminate_grace_seconds: 60
 
+# Runs wait in order for the daemon of `mloc up` or `mloc daemon`; where there is none, they start at once.
 run_coordinator:
-  module: dagster._core.run_coordinator
-  class: DefaultRunCoordinator
+  module: mloc_dagster.placement.queue.coordinator
+  class: QueueCoordinator
+  config:
+    without_daemon: launch
 
 run_monitoring:
   enabled: true

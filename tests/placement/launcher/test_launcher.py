@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -273,11 +274,15 @@ def test_warm_can_be_switched_off(home: Home, tmp_path: Path) -> None:
         assert not cold_starts(instance, run_id) and not pools(home)
 
 
+_STOCK_QUEUE = "run_coordinator:\n  module: dagster._core.run_coordinator\n  class: QueuedRunCoordinator\n"
+
+
 def test_the_stock_queue_works_with_it(home: Home, instance: DagsterInstance, tmp_path: Path) -> None:
     """Dagster's queued coordinator, and its daemon, hand runs to the launcher."""
     settings = home.dagster / "dagster.yaml"
-    text = settings.read_text().replace("DefaultRunCoordinator", "QueuedRunCoordinator")
-    settings.write_text(text)
+    ours, found = re.subn(r"run_coordinator:\n(  .*\n)+", _STOCK_QUEUE, settings.read_text())
+    assert found == 1
+    settings.write_text(ours)
     log = (home.root / "daemon.log").open("wb")
     (tmp_path / "workspace.yaml").write_text("load_from:\n  - python_module: {module_name: mloc_dagster.definitions, "
                                              "location_name: mloc}\n")  # fmt: skip
