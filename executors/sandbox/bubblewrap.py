@@ -23,9 +23,9 @@ class Bubblewrap:
 
     The kernel guarantees: no file beyond the view, nothing written outside the work folder and `/tmp`, no network, no
     sight of other processes, and the end of all that was started with the end of the first process. It shares the
-    kernel: a fault of the kernel is not contained, and the hardware's name and load can be read. Memory of all
-    together, disk and (for root) processes are watched, which lets a fast command go beyond for a moment. Shared
-    memory that no process maps or holds open (System V segments) is not counted.
+    kernel: a fault of the kernel is not contained, and the hardware's name and load can be read. A control group
+    bounds memory of all together and (for root too) processes. Where this user can make none they are watched, as disk
+    always is, which lets a fast command go beyond for a moment.
     """
 
     name: ClassVar[BackendName] = "bubblewrap"

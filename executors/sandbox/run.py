@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import IO
 
 from executors.base import ExecutorError
+from executors.cgroup import Cgroup
 from executors.sandbox.backend import Backend, chosen
 from executors.sandbox.ended import Cause, Ended
-from executors.sandbox.limits import Limits
+from executors.sandbox.limits import MIB, Limits
 from executors.sandbox.output import Output
 from executors.sandbox.view import environment, view_of
 from executors.sandbox.watch import Watch, disk_use
 
 _LOOK_SECONDS = 0.05
+_SLACK_BYTES = 32 * MIB
+"""What the sandbox and the kernel themselves need, beyond the memory that is watched."""
 _LAST_WORDS: tuple[tuple[str, Cause], ...] = (
     (r"\bMemoryError\b|Cannot allocate memory|std::bad_alloc|memory exhausted", "memory"),
     (r"File too large|No space left on device", "disk"),
@@ -68,19 +71,22 @@ def _run(
     line: list[str], backend: Backend, work: Path, scratch: Path, env: dict[str, str], limits: Limits, stdin: str
 ) -> Ended:
     before = disk_use((work, scratch))
+    group = Cgroup.make(memory_bytes=limits.memory_bytes + _SLACK_BYTES, processes=_most(limits))
     started = time.monotonic()
     process = subprocess.Popen(
-        line, cwd=work, env=env, start_new_session=True,
+        group.entering(line) if group else line, cwd=work, env=env, start_new_session=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdin and process.stdout and process.stderr
     outputs = Output(process.stdout, limits.output_bytes), Output(process.stderr, limits.output_bytes)
     threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
-    watch = Watch(process.pid, (work, scratch), limits, before, backend.overhead)
+    watch = Watch(process.pid, (work, scratch), limits, before, backend.overhead, group)
     try:
-        cause = _wait(process, outputs, watch, started + limits.seconds)
+        cause = _wait(process, outputs, watch, started + limits.seconds) or watch.kernel_breach()
     finally:
         _kill(process)
+        if group:
+            group.end()
     stdout, stderr = (output.text() for output in outputs)
     code = process.returncode if process.returncode >= 0 else 128 - process.returncode
     return Ended(
@@ -119,10 +125,15 @@ def _limited(command: list[str], limits: Limits, backend: Backend) -> list[str]:
 def _counts_by_namespace() -> bool:
     """Since Linux 5.14 RLIMIT_NPROC counts a user namespace's own processes; before, all that the user has.
 
-    It never binds root: for root the watch alone counts processes.
+    It never binds root, whom the control group does.
     """
     found = re.match(r"(\d+)\.(\d+)", platform.release())
     return found is not None and (int(found[1]), int(found[2])) >= (5, 14)
+
+
+def _most(limits: Limits) -> int:
+    """Where the kernel stops a flood of processes until the watch sees it; threads count here, but not there."""
+    return 2 * limits.processes + 64
 
 
 def _feed(pipe: IO[bytes], text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from executors.cgroup import Cgroup
 from executors.sandbox.ended import Cause
 from executors.sandbox.limits import Limits
 
@@ -27,15 +28,19 @@ class DiskUse:
 class Watch:
     """Tells which limit the process `pid` and all below it, or the folders, have gone beyond.
 
-    Between two looks more can be used than allowed: what one fast process writes or forks in that time.
+    Between two looks more can be used than allowed: what one fast process writes or forks in that time. A control
+    group, where there is one, sets an end to that for memory and processes.
     """
 
-    def __init__(self, pid: int, folders: Sequence[Path], limits: Limits, before: DiskUse, overhead: int) -> None:
+    def __init__(
+        self, pid: int, folders: Sequence[Path], limits: Limits, before: DiskUse, overhead: int, group: Cgroup | None
+    ) -> None:
         self._process = psutil.Process(pid)
         self._folders = folders
         self._limits = limits
         self._overhead = overhead
         self._before = before
+        self._group = group
 
     def breach(self) -> Cause | None:
         """The limit that is exceeded now."""
@@ -44,7 +49,13 @@ class Watch:
             return "processes"
         if _memory(processes, self._limits.memory_bytes) > self._limits.memory_bytes:
             return "memory"
-        return self.disk_breach(_unlinked(processes))
+        return self.kernel_breach() or self.disk_breach(_unlinked(processes))
+
+    def kernel_breach(self) -> Cause | None:
+        """The bound of the control group that something ran into."""
+        if self._group is None:
+            return None
+        return "memory" if self._group.kills() else "processes" if self._group.refused_forks() else None
 
     def disk_breach(self, unlinked_bytes: int = 0) -> Cause | None:
         """`disk` when the folders have grown by more than is allowed, with files that have no name any more."""
@@ -87,12 +98,19 @@ def _unlinked(pids: Sequence[int]) -> int:
     """Bytes of open files without a name: deleted ones, and memory that is used as a file (memfd_create)."""
     sizes: dict[tuple[int, int], int] = {}
     for pid in pids:
-        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+        for descriptor in _descriptors(pid):
             with suppress(OSError):
-                found = descriptor.stat()
+                found = os.stat(descriptor)
                 if stat.S_ISREG(found.st_mode) and found.st_nlink == 0:
                     sizes[found.st_dev, found.st_ino] = found.st_blocks * 512
     return sum(sizes.values())
+
+
+def _descriptors(pid: int) -> list[str]:
+    try:
+        return [f"/proc/{pid}/fd/{number}" for number in os.listdir(f"/proc/{pid}/fd")]
+    except OSError:  # it has ended
+        return []
 
 
 def _resident(pid: int) -> int:
