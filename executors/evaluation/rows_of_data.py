@@ -54,7 +54,8 @@ def score_data(ctx: TaskContext, evaluation: Evaluation) -> Result:
         metadata |= _by_model(ctx, rows, texts if "perplexity" in asked else [], [] if by_reward else pairs, report)
     if _judges_reward(evaluation, by_reward):
         metadata["weights"] = metadata.get("reward_weights")
-    metadata |= {"rows_digest": rows_digest(row for row in rows.table.rows), "warnings": list(rows.table.warnings)}
+    told = [*metadata.pop("warnings", []), *rows.table.warnings]
+    metadata |= {"rows_digest": rows_digest(row for row in rows.table.rows), "warnings": told}
     return Result(
         payload={"ok": True, "model": _model_name(ctx), "metrics": report.metrics, **kept_rows(ctx, report.rows)},
         metrics=report.metrics,
@@ -74,7 +75,8 @@ def _by_model(
             _likelier(ctx, engine, rows, pairs, report)
     finally:
         engine.close()
-    return {"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts)}
+    told = [*weights.warnings, *engine.warnings]
+    return {"engine": engine.name, "weights_digest": used.whole, "weights": list(used.parts), "warnings": told}
 
 
 def _perplexity(

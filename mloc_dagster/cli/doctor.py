@@ -30,7 +30,7 @@ def doctor(json: AsJson = False) -> None:
     """Show what is installed, which devices there are, what is missing and how to get it."""
     from mloc_dagster.placement import inventory
     from mloc_dagster.spec.quantity import format_bytes
-    from mloc_dagster.spec.task_types import PLANNED, known
+    from mloc_dagster.spec.task_types import known
     from mloc_dagster.store.home import Home
 
     extras = {extra: {name: _version(name) for name in packages} for extra, packages in _EXTRAS.items()}
@@ -49,7 +49,6 @@ def doctor(json: AsJson = False) -> None:
                 "machine": machine,
                 "extras": extras,
                 "task_types": ready,
-                "planned": sorted(PLANNED),
                 "home": str(Home.current().root),
             }
         )
@@ -82,8 +81,6 @@ def doctor(json: AsJson = False) -> None:
         "task types: " + ", ".join(f"{name}{'' if ok else ' (extra missing)'}" for name, ok in sorted(ready.items())),
         highlight=False,
     )
-    if PLANNED:
-        console.print("not there yet: " + ", ".join(sorted(PLANNED)), highlight=False)
 
 
 def _version(package: str) -> str | None:

@@ -24,7 +24,7 @@ from mloc_dagster.spec.typed import origin_at, validate
 
 
 def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
-    """Faults of a stage's `taskType`: missing, unknown, or not there yet."""
+    """Faults of a stage's `taskType`: missing or unknown."""
     kinds = sorted(task_types.known())
     if "task_type" not in tree:
         yield Fault(*here.key, path_text((*here.path, "taskType")), "is missing", "", f"write one of {listing(kinds)}")
@@ -33,10 +33,7 @@ def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
     if isinstance(value, (dict, list, bool)):
         return  # told as a type fault
     value = str(value)
-    if value in task_types.PLANNED:
-        way_out = f"there are {listing(kinds)}"
-        yield Fault(*origin.value, origin.text, "this task type is not there yet", shown(value), way_out)
-    elif value not in kinds:
+    if value not in kinds:
         guess = nearest(value, kinds)
         way_out = f"did you mean {guess}?" if guess else f"write one of {listing(kinds)}"
         yield Fault(*origin.value, origin.text, "is not a task type", shown(value), way_out)

@@ -259,16 +259,13 @@ BUILT_IN: Mapping[str, TaskType] = {
     )
 }
 
-PLANNED: frozenset[str] = frozenset()
-"""Named by the task language, not there yet."""
-
 
 @cache
 def known() -> Mapping[str, TaskType]:
     """All task types that can run here, with those of installed packages."""
     found = dict(BUILT_IN)
     for point in entry_points(group=GROUP):
-        if point.name not in found and point.name not in PLANNED:
+        if point.name not in found:
             executor = point.load()
             uses = frozenset(getattr(executor, "uses", frozenset()))
             summary = (executor.__doc__ or "").strip().split("\n")[0]

@@ -54,6 +54,12 @@ def test_perplexity_of_whole_texts(job: MakeJob, tiny: Path) -> None:
     assert result.metrics["perplexity"] == pytest.approx(math.exp(-(told[0][0] + told[1][0]) / 6), rel=1e-4)
 
 
+def test_what_could_not_be_as_asked_is_told(job: MakeJob) -> None:
+    model = {"source": {"identifier": "tiny"}, "transformers": {"use_flash_attention_2": True}}
+    warnings = score(job, ["perplexity"], {"prompts": ["abcdef"]}, model=model).metadata["warnings"]
+    assert warnings == ["flash_attention_2 needs a GPU; the default attention was used on the CPU"]
+
+
 def test_conversations_need_and_use_the_chat_template(job: MakeJob, tiny_chat: Path) -> None:
     turns = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "cd"}]
     data = {"prompts": [{"messages": turns}, {"messages": turns}]}
