@@ -2,10 +2,10 @@
 
 `submit → step`: from the call of `submit` with a compiled plan to the first step's start, mean of `--runs` runs, one
 at a time. `tasks/s`: that many tasks of one stage that does nothing, all submitted at once, until the last one has
-ended. Ours: the launcher and storage that `mloc` sets up in a new home. Stock: the same job through
-`DefaultRunLauncher`, and Dagster's own storage and logs. Ours and stock take turns, so that
-other work on the machine weighs on both. `--postgres` measures both on a PostgreSQL that is started for it (initdb and
-pg_ctl on the PATH; as root it runs as the user `postgres`).
+ended. Ours: what `mloc` sets up in a new home, with its daemon: runs go through the queue and the warm launcher. Stock:
+the same job through `DefaultRunLauncher`, without a queue, and Dagster's own storage and logs. Ours and stock take
+turns, so that other work on the machine weighs on both. `--postgres` measures both on a PostgreSQL that is started for
+it (initdb and pg_ctl on the PATH; as root it runs as the user `postgres`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -152,9 +153,10 @@ def _answer(side: str) -> None:
 
 @contextmanager
 def _launching(side: str, instance):
-    """Give what hands a created run to the launcher; stock wants a workspace with the code location."""
+    """Give what hands a created run to the coordinator; stock wants a workspace with the code location."""
     if side == "ours":
-        yield lambda run: instance.submit_run(run.run_id, None)
+        with _daemon(Path(instance.root_directory)):
+            yield lambda run: instance.submit_run(run.run_id, None)
         return
     from dagster._core.workspace.context import WorkspaceProcessContext
     from dagster._core.workspace.load_target import ModuleTarget
@@ -162,6 +164,23 @@ def _launching(side: str, instance):
     target = ModuleTarget("mloc_dagster.definitions", "mloc", os.getcwd(), "mloc")
     with WorkspaceProcessContext(instance, target) as process:
         yield lambda run: instance.submit_run(run.run_id, process.create_request_context())
+
+
+@contextmanager
+def _daemon(root: Path) -> Iterator[None]:
+    """Have the queue's daemon running."""
+    from mloc_dagster.placement.queue.signals import daemon_is_there
+
+    daemon = subprocess.Popen([sys.executable, "-m", "mloc_dagster.definitions.daemon"])
+    try:
+        while not daemon_is_there(root):
+            if daemon.poll() is not None:
+                raise SystemExit(f"the daemon ended with {daemon.returncode}")
+            time.sleep(0.1)
+        yield
+    finally:
+        daemon.send_signal(signal.SIGINT)
+        daemon.wait(30)
 
 
 def _start(instance, home, launch, numbers: range) -> float:

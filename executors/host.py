@@ -20,8 +20,9 @@ from executors.base import Executor, Interrupted, Result
 from executors.context import TaskContext
 from executors.distributed.launch import launch
 from executors.distributed.layout import Layout, is_rank, layout_of, visible
+from executors.heartbeat import BEATS, beat
 from executors.job import Job
-from executors.parent import end_with_parent
+from executors.parent import PARENT, end_with_parent
 from executors.registry import find
 from executors.resolution import check_plugin_section, resolved_context
 from executors.secrets import HidingStream, Secrets
@@ -71,11 +72,12 @@ def main(arguments: list[str]) -> int:
     """Run the job file that is named; returns the exit code."""
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
-    end_with_parent(signal.SIGTERM)
+    end_with_parent(signal.SIGTERM, int(os.environ.pop(PARENT, "0")) or None)
     if len(arguments) != 1:
         print("usage: python -m executors.host JOB.json", file=sys.stderr)
         return USER_FAULT
     job = Job.read(Path(arguments[0]))
+    beat(job.out / "logs" / BEATS)
     for name in ("result.json", "error.json"):
         (job.out / name).unlink(missing_ok=True)
     return carry_out(job)

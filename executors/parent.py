@@ -10,11 +10,18 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """Get this signal when the parent dies (Linux, prctl(2)); exit at once when it has died already."""
+PARENT = "MLOC_PARENT"
+"""Environment variable by which a process that takes a while to begin is told whose child it is."""
+
+
+def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Get this signal when the parent dies (Linux, prctl(2)); exit at once when it has died already.
+
+    `parent` is the id of the process that started this one; without it, a parent that died before this call is missed.
+    """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    parent = parent or os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(128 + number)

@@ -57,4 +57,5 @@ def _version(on: bool) -> None:
         raise typer.Exit
 
 
-from mloc_dagster.cli import doctor, engines, files, queue, runs, service  # noqa: E402,F401  (each adds its commands to `app`)
+# each adds its commands to `app`
+from mloc_dagster.cli import dead_letters, doctor, engines, files, queue, runs, service, tokens  # noqa: E402,F401

@@ -26,8 +26,23 @@ _STATES = {
 }
 
 
-def follow(instance: DagsterInstance, home: Home, run_id: str, plan: Plan, *, quiet: bool) -> str:
-    """Show a run's steps until it ends and return its status. Ctrl-C cancels the run and waits for its end."""
+def follow(instance: DagsterInstance, home: Home, run_id: str, plan: Plan, *, quiet: bool) -> tuple[str, str]:
+    """Show a run's steps until it ends and return its id and status. Ctrl-C cancels the run and waits for its end.
+
+    A run that loses its worker gets another attempt, which is followed then.
+    """
+    from mloc_dagster.definitions.replay import retry_lost
+
+    while True:
+        status = _follow(instance, home, run_id, plan, quiet)
+        next_id = retry_lost(instance, run_id)
+        if next_id is None:
+            return run_id, status
+        error_console.print(f"{run_id[:8]} has lost its worker; the next attempt is {next_id[:8]}", highlight=False)
+        run_id = next_id
+
+
+def _follow(instance: DagsterInstance, home: Home, run_id: str, plan: Plan, quiet: bool) -> str:
     from mloc_dagster.definitions.lost import end_if_lost
 
     screen = _Screen(plan, home.logs / f"{run_id}.progress.jsonl")

@@ -35,7 +35,7 @@ def run(file: TaskPath, json: AsJson = False, on: OnCpu = None, fresh: Fresh = F
     from mloc_dagster.cli.summary import summary
 
     instance, home, run_id, plan = _submit(file, on, fresh, quiet=json)
-    status = follow(instance, home, run_id, plan, quiet=json)
+    run_id, status = follow(instance, home, run_id, plan, quiet=json)
     report = summary(instance, home, run_id)
     if json:
         as_json(report.as_dict())
@@ -73,7 +73,7 @@ def list_runs(
 
     from mloc_dagster.spec.faults import nearest
 
-    instance, _ = _open()
+    instance, _ = open_runs()
     states = [state.value for state in DagsterRunStatus]
     if status and status.upper() not in states:
         guess = nearest(status.upper(), states)
@@ -85,7 +85,7 @@ def list_runs(
     if json:
         as_json([_row(record) for record in records])
         return
-    shown = table("", "id", "task", "owner", "state", "started", "seconds")
+    shown = table("", "id", "task", "owner", "state", "started", "seconds", "why")
     for record in records:
         row = _row(record)
         colour = _COLOURS.get(str(row["status"]), "white")
@@ -97,6 +97,7 @@ def list_runs(
             f"[{colour}]{row['status']}[/]",
             str(row["started"] or "-"),
             seconds,
+            str(row["cause"] or ""),
         )
     console.print(shown if records else "no runs yet; start one with: mloc run FILE")
 
@@ -106,8 +107,8 @@ def show(task: RunId, json: AsJson = False) -> None:
     """Show one task: its steps, results, files and, when it failed, why."""
     from mloc_dagster.cli.summary import summary
 
-    instance, home = _open()
-    report = summary(instance, home, _find(instance, task).run_id)
+    instance, home = open_runs()
+    report = summary(instance, home, find_run(instance, task).run_id)
     if json:
         as_json(report.as_dict())
     else:
@@ -120,10 +121,10 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run ends.")] = False,
 ) -> None:
     """Print what a task's steps wrote."""
-    instance, home = _open()
+    instance, home = open_runs()
     from mloc_dagster.definitions.lost import end_if_lost
 
-    found = _find(instance, task)
+    found = find_run(instance, task)
     seen: dict[Path, int] = {}
     cursor: str | None = None
     while True:
@@ -139,8 +140,8 @@ def logs(
 @app.command()
 def cancel(task: RunId) -> None:
     """Cancel a task; its processes are ended, and what they had stored is continued by the next run."""
-    instance, _ = _open()
-    found = _find(instance, task)
+    instance, _ = open_runs()
+    found = find_run(instance, task)
     if found.is_finished:
         fail(f"{found.run_id[:8]} is {found.status.value} already", "there is nothing to cancel")
     if not instance.run_coordinator.cancel_run(found.run_id):
@@ -166,14 +167,15 @@ def _submit(
     if not quiet:
         warn(task.warnings)
     compiled = compile_plan(task)
-    instance, home = _open()
+    instance, home = open_runs()
     from mloc_dagster.definitions.submit import submit_file
 
     tags = {"dagster/priority": str(priority)} if priority else None
     return instance, home, submit_file(instance, home, compiled, fresh=fresh, tags=tags), compiled
 
 
-def _open() -> tuple[DagsterInstance, Home]:
+def open_runs() -> tuple[DagsterInstance, Home]:
+    """Open the home, and end runs whose worker is gone."""
     from mloc_dagster.cli.home import open_home
     from mloc_dagster.definitions.lost import end_lost
 
@@ -182,7 +184,8 @@ def _open() -> tuple[DagsterInstance, Home]:
     return instance, home
 
 
-def _find(instance: DagsterInstance, task: str) -> DagsterRun:
+def find_run(instance: DagsterInstance, task: str) -> DagsterRun:
+    """Return the run that an id, its first letters or a task's name mean; ends the command when there is none."""
     from dagster import RunsFilter
 
     exact = instance.get_run_by_id(task) if len(task) == 36 else None
@@ -203,6 +206,8 @@ def _find(instance: DagsterInstance, task: str) -> DagsterRun:
 
 
 def _row(record: RunRecord) -> dict[str, str | float | None]:
+    from mloc_dagster.placement.failures.letters import cause_of
+
     found, begun = record.dagster_run, record.start_time
     ended = record.end_time or (time.time() if begun and not found.is_finished else None)
     return {
@@ -212,6 +217,8 @@ def _row(record: RunRecord) -> dict[str, str | float | None]:
         "status": found.status.value,
         "started": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(begun)) if begun else None,
         "seconds": ended - begun if begun and ended else None,
+        "cause": cause_of(found),
+        "replay_of": found.tags.get("mloc/replay_of"),
     }
 
 

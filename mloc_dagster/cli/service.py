@@ -14,6 +14,7 @@ from typing import Annotated
 
 import typer
 
+from executors.parent import end_with_parent
 from mloc_dagster.cli.app import OnCpu, app, check_on
 from mloc_dagster.cli.screen import console, error_console, fail
 from mloc_dagster.placement.local.process import end_group
@@ -25,22 +26,24 @@ _LOOPBACK = {"127.0.0.1", "localhost", "::1"}
 def up(
     port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port of the web UI.")] = 3000,
     host: Annotated[
-        str, typer.Option(help="Address to bind to; only loopback until token auth is there.")
+        str, typer.Option(help="Address to bind to; beyond loopback, put a proxy with TLS in front.")
     ] = "127.0.0.1",
     on: OnCpu = None,
 ) -> None:
-    """Start the web UI and the daemon (queue, sensors, monitoring); Ctrl-C stops both."""
+    """Start the service (web UI, GraphQL, REST) and the daemon (queue, sensors, monitoring); Ctrl-C stops both.
+
+    A token opens the service; the address that is printed logs one browser in.
+    """
     from mloc_dagster.cli.home import open_home
     from mloc_dagster.files.atomic import write_text
     from mloc_dagster.placement.launcher import LocalRunLauncher
     from mloc_dagster.placement.launcher.client import stop as stop_pools
+    from mloc_dagster.service.tokens import Tokens, local_file, local_token
 
     check_on(on)
     if host not in _LOOPBACK:
-        fail(
-            f"--host {host}: without token auth this would open the service to everyone",
-            "leave --host out, and reach it through an SSH tunnel",
-        )
+        told = f"--host {host}: who reads the traffic reads the tokens; put a proxy with TLS in front of the port"
+        error_console.print(told, style="yellow", highlight=False, soft_wrap=True)
     if _taken(host, port):
         fail(f"port {port} is in use", "name another one with --port")
     instance, home = open_home()
@@ -56,18 +59,23 @@ def up(
         "load_from:\n  - python_module:\n      module_name: mloc_dagster.definitions\n      location_name: mloc\n",
     )
     commands = {
-        "web": ["dagster_webserver", "-h", host, "-p", str(port), "-w", str(workspace)],
+        "web": ["mloc_dagster.service", "--host", host, "--port", str(port), "-w", str(workspace)],
         "daemon": ["mloc_dagster.definitions.daemon", "-w", str(workspace)],
     }
+    code = Tokens(home).new_code(local_token(home).id)
     children = {name: _start(name, command, home.logs) for name, command in commands.items()}
-    console.print(f"UI http://{host}:{port}, inbox {home.inbox}; Ctrl-C stops", highlight=False, soft_wrap=True)
-    code = _watch(children, home.logs)
+    address = f"http://{'127.0.0.1' if host == '0.0.0.0' else f'[{host}]' if ':' in host else host}:{port}"
+    told = f"UI {address}/login?code={code} (once, within the hour; another one: mloc token url)\n"
+    told += f"REST {address}/api/v1/tasks, token in {local_file(home)}; inbox {home.inbox}; Ctrl-C stops"
+    console.print(told, highlight=False, soft_wrap=True, markup=False)
+    ended = _watch(children, home.logs)
     stop_pools(home)
-    raise typer.Exit(code)
+    raise typer.Exit(ended)
 
 
 def _start(name: str, command: list[str], logs: Path) -> subprocess.Popen[bytes]:
     logs.mkdir(parents=True, exist_ok=True)
+    parent = os.getpid()
     with (logs / f"{name}.log").open("ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -75,6 +83,7 @@ def _start(name: str, command: list[str], logs: Path) -> subprocess.Popen[bytes]
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
+            preexec_fn=lambda: end_with_parent(signal.SIGTERM, parent),  # else a next `mloc up` finds the port taken
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,8 @@ from mloc_dagster.store.results import Envelope, read_envelope
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance, DagsterRun
+
+    from mloc_dagster.placement.failures.faults import StepFault
 
 _FINE = {"SUCCESS": "green", "FAILURE": "red"}
 
@@ -40,8 +42,9 @@ class Summary:
     status: str
     stages: tuple[StageSummary, ...]
     steps: tuple[tuple[str, str, float | None], ...]
-    errors: tuple[tuple[str, str], ...]
+    errors: tuple[StepFault, ...]
     folder: Path
+    cause: str | None
 
     def as_dict(self) -> dict[str, Json]:
         """Return the values for JSON."""
@@ -53,7 +56,8 @@ class Summary:
             "results": str(self.folder),
             "steps": [{"step": step, "status": status, "seconds": seconds} for step, status, seconds in self.steps],
             "stages": {s.name: {"folder": str(s.folder), **s.envelope.model_dump(mode="json")} for s in self.stages},
-            "errors": [{"step": step, "message": message} for step, message in self.errors],
+            "cause": self.cause,
+            "errors": [asdict(error) for error in self.errors],
         }
 
     def show(self, console: Console) -> None:
@@ -73,10 +77,11 @@ class Summary:
         console.print(steps)
         for stage in self.stages:
             _show_stage(console, stage)
-        for step, message in self.errors:
-            console.print(Text(f"{step}: {message}", style="red"), soft_wrap=True)
+        for error in self.errors:
+            console.print(Text(f"{error.step}: {error.message}", style="red"), soft_wrap=True)
+        why = f" ({self.cause}; again: mloc replay {self.run_id[:8]})" if self.cause else ""
         console.print(
-            Text(f"{self.status.lower()}: {self.task} {self.task_id}", style=_FINE.get(self.status, "yellow"))
+            Text(f"{self.status.lower()}: {self.task} {self.task_id}{why}", style=_FINE.get(self.status, "yellow"))
         )
         for label, path in (
             ("results", self.folder),
@@ -88,6 +93,9 @@ class Summary:
 
 def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
     """Collect what is known of a run."""
+    from mloc_dagster.placement.failures.faults import faults_of
+    from mloc_dagster.placement.failures.letters import cause_of
+
     found = instance.get_run_by_id(run_id)
     assert found is not None
     task_id = found.tags.get("mloc/task_id") or found.root_run_id or run_id
@@ -106,8 +114,8 @@ def summary(instance: DagsterInstance, home: Home, run_id: str) -> Summary:
         started = {stat.step_key for stat in stats}
         steps = (*steps, *((_asset_of(found, key), "not run", None) for key in _planned(instance, found, started)))
     task = found.tags.get("mloc/task") or found.job_name
-    errors = (*_errors(instance, run_id), *damaged)
-    return Summary(run_id, task_id, task, found.status.value, stages, steps, errors, folder)
+    errors = (*faults_of(instance, found), *damaged)
+    return Summary(run_id, task_id, task, found.status.value, stages, steps, errors, folder, cause_of(found))
 
 
 def _planned(instance: DagsterInstance, run: DagsterRun, started: set[str]) -> list[str]:
@@ -118,40 +126,24 @@ def _planned(instance: DagsterInstance, run: DagsterRun, started: set[str]) -> l
     return [key for key in snapshot.step_keys_to_execute if key not in started]
 
 
-def _stages(folder: Path) -> tuple[tuple[StageSummary, ...], list[tuple[str, str]]]:
+def _stages(folder: Path) -> tuple[tuple[StageSummary, ...], list[StepFault]]:
     """The results in a task's folder, oldest first, and what is wrong with those that cannot be read."""
+    from mloc_dagster.placement.failures.faults import StepFault
+
     found: list[StageSummary] = []
-    damaged: list[tuple[str, str]] = []
+    damaged: list[StepFault] = []
     for path in sorted(folder.glob("[!.]*/responses.json"), key=lambda path: path.stat().st_mtime_ns):
         try:
             found.append(StageSummary(path.parent.name, path.parent, read_envelope(path)))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            damaged.append((path.parent.name, f"{path} cannot be read: {reason}; run the file again with --fresh"))
+            message = f"{path} cannot be read: {reason}; run the file again with --fresh"
+            damaged.append(StepFault(path.parent.name, message, None, 1))
     return tuple(found), damaged
 
 
 def _asset_of(found: object, step_key: str) -> str:
     return step_key.replace("__", "/")
-
-
-def _errors(instance: DagsterInstance, run_id: str) -> list[tuple[str, str]]:
-    from dagster import DagsterEventType
-
-    kinds = {DagsterEventType.STEP_FAILURE, DagsterEventType.RUN_FAILURE}
-    errors: list[tuple[str, str]] = []
-    for record in instance.get_records_for_run(run_id, of_type=kinds).records:
-        event = record.event_log_entry.dagster_event
-        if event is None:
-            continue
-        if event.event_type == DagsterEventType.STEP_FAILURE:
-            data = event.step_failure_data
-            description = data.user_failure_data.description if data.user_failure_data else None
-            message = description or (data.error.message.strip() if data.error else event.message or "")
-            errors.append((_asset_of(None, event.step_key or ""), message))
-        elif not errors:
-            errors.append(("run", event.message or ""))
-    return errors
 
 
 def _show_stage(console: Console, stage: StageSummary) -> None:

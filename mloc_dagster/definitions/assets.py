@@ -23,7 +23,7 @@ from dagster._core.definitions.assets.graph.asset_graph import AssetGraph
 from dagster._core.definitions.assets.job.asset_job import build_asset_job
 
 from mloc_dagster.definitions.execution import execute
-from mloc_dagster.placement.executor import DEVICE, side_by_side
+from mloc_dagster.placement.executor import DEVICE, RETRY, side_by_side
 from mloc_dagster.placement.queue.asked import queue_tags
 from mloc_dagster.plan.digest import CODE_VERSION
 from mloc_dagster.plan.steps import OF_TASK, Plan, Step
@@ -98,8 +98,11 @@ def _asset(plan: Plan, step: Step, op_name: str) -> AssetsDefinition:
 
 
 def _op_tags(plan: Plan, step: Step) -> dict[str, str]:
-    """The step's kind, its place in the file (it decides between steps that are ready), whether it takes a GPU."""
+    """The step's kind, its place in the file (it decides between steps that are ready), how often it is tried again
+    when its process dies, whether it takes a GPU."""
     tags = {"mloc/step": step.kind, "dagster/priority": str(-plan.steps.index(step))}
+    if step.stage is not None:
+        tags[RETRY] = step.stage.spec.retry.model_dump_json()
     return {**tags, DEVICE: "gpu"} if step.kind == "stage" and step.stage and _may_take_gpu(step.stage) else tags
 
 

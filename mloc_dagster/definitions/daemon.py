@@ -9,19 +9,21 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from threading import Event
+from threading import Event, Thread
 
 from dagster import DagsterInstance, DagsterRun
 from dagster._core.workspace.context import IWorkspaceProcessContext
 from dagster._core.workspace.load_target import ModuleTarget, WorkspaceFileTarget
 from dagster._daemon.controller import create_daemon_of_type, daemon_controller_from_instance
-from dagster._daemon.daemon import DaemonIterator, DagsterDaemon
+from dagster._daemon.daemon import DaemonIterator, DagsterDaemon, MonitoringDaemon
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 from dagster._daemon.utils import DaemonErrorCapture
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
 from mloc_dagster.definitions.instance import hold_connections, open_instance
-from mloc_dagster.definitions.lost import end_if_lost
+from mloc_dagster.definitions.lost import Watch
+from mloc_dagster.files.atomic import sweep
+from mloc_dagster.placement.failures.silence import lost_after
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.queue.coordinator import QueueCoordinator
 from mloc_dagster.placement.queue.scheduler import Scheduler
@@ -31,6 +33,7 @@ from mloc_dagster.spec import SpecError
 from mloc_dagster.store.home import Home
 
 _REGISTER_SECONDS = 10.0
+_LEAST_SILENCE_SECONDS = 2.0
 
 
 class QueueDaemon(QueuedRunCoordinatorDaemon):
@@ -52,7 +55,7 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
             self._coordinator.policy,
             self._coordinator.lease_seconds,
             launch=lambda run: self._launch(workspace_process_context, run),
-            lost=lambda run: end_if_lost(instance, run),
+            settled=Watch(instance, _silence(self._coordinator.lease_seconds)).settle,
         )
         try:
             while not shutdown_event.is_set():
@@ -74,6 +77,16 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
         instance = context.instance
         settings = instance.get_concurrency_config()
         return self._dequeue_run(instance, context.create_request_context(), run, settings, None)
+
+
+class RunMonitoring(MonitoringDaemon):
+    """Dagster's, which would only end a run that has lost its worker: before it looks, such runs get their cause and
+    another attempt. At its start, that is the adoption of runs that went on while there was no daemon."""
+
+    def run_iteration(self, workspace_process_context: IWorkspaceProcessContext) -> DaemonIterator:
+        """Look at all runs that go on."""
+        Watch(workspace_process_context.instance, None).settle_all()
+        yield from super().run_iteration(workspace_process_context)
 
 
 class _Hardware:
@@ -99,9 +112,19 @@ def daemons(instance: DagsterInstance) -> Sequence[DagsterDaemon]:
     coordinator = instance.run_coordinator
     found = []
     for kind in instance.get_required_daemon_types():
-        ours = kind == QueueDaemon.daemon_type() and isinstance(coordinator, QueueCoordinator)
-        found.append(QueueDaemon(coordinator) if ours else create_daemon_of_type(kind, instance))  # pyright: ignore[reportArgumentType]
+        if kind == QueueDaemon.daemon_type() and isinstance(coordinator, QueueCoordinator):
+            found.append(QueueDaemon(coordinator))
+        elif kind == RunMonitoring.daemon_type():
+            found.append(RunMonitoring(interval_seconds=instance.run_monitoring_poll_interval_seconds))
+        else:
+            found.append(create_daemon_of_type(kind, instance))
     return found
+
+
+def _silence(lease_seconds: float) -> float | None:
+    """How long a worker may be silent after its lease has expired, which already took a while."""
+    seconds = lost_after()
+    return None if seconds is None else max(_LEAST_SILENCE_SECONDS, seconds - lease_seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -125,6 +148,10 @@ def _faults(instance: DagsterInstance, home: Home, alone: bool) -> Iterator[str]
     if not isinstance(instance.run_coordinator, QueueCoordinator):
         return
     try:
+        lost_after()
+    except ValueError as error:
+        yield str(error)
+    try:
         workers_of(home)
     except SpecError as error:
         yield from map(str, error.faults)
@@ -136,6 +163,7 @@ def _faults(instance: DagsterInstance, home: Home, alone: bool) -> Iterator[str]
 
 def _run(instance: DagsterInstance, workspace: Path | None) -> int:
     hold_connections(instance)
+    Thread(target=sweep, args=(Home.current().root,), daemon=True, name="sweep").start()  # a home may be large
     target = (
         WorkspaceFileTarget([str(workspace)])
         if workspace

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from dagster import (
     AssetCheckResult,
@@ -13,6 +13,8 @@ from dagster import (
     AssetExecutionContext,
     AssetKey,
     DagsterEventType,
+    DagsterInstance,
+    DagsterRun,
     DataVersion,
     Failure,
     MaterializeResult,
@@ -22,16 +24,19 @@ from dagster import (
 
 from mloc_dagster.definitions.curves import curve
 from mloc_dagster.placement import inventory
+from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause, backoff_seconds
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.resources import Retry
 from mloc_dagster.store.home import Home
 
 if TYPE_CHECKING:
-    from mloc_dagster.placement.local.work import Check, RunInfo, StepOutcome
+    from mloc_dagster.placement.local.work import Check, RunInfo, StepFailed, StepOutcome
 
 TASK_ID, FRESH, ON = "mloc/task_id", "mloc/fresh", "mloc/on"
+REPLAY_OF = "mloc/replay_of"
+"""The run that this one does again, from what it had finished."""
 _LOG_SECONDS = 5.0
-_LONGEST_BACKOFF_SECONDS = 120.0
 _CURVES = (
     "loss", "eval_loss", "reward", "kl", "rewards/margins", "rewards/accuracies", "margin", "accuracy", "entropy",
     "mean_token_accuracy", "learning_rate",
@@ -52,7 +57,6 @@ def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[
         raise Failure(str(error), allow_retries=False) from None
     except StepFailed as error:
         _retry_or_fail(context, step, error)
-        raise AssertionError("unreachable") from error
     key = AssetKey(list(step.asset_key))
     if outcome.reused_from:
         context.log.info(f"reused from {outcome.reused_from}: same settings, inputs and code")
@@ -87,8 +91,17 @@ def _run_info(context: AssetExecutionContext) -> RunInfo:
         fresh=run.tags.get(FRESH) == "true",
         on_cpu=run.tags.get(ON) == "cpu" or inventory.cpu_forced(),
         cancelled=lambda: False,
+        earlier=frozenset(_earlier(context.instance, run)),
         granted=grant.devices if grant else None,
     )
+
+
+def _earlier(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:
+    """Ids of the runs that a run goes on from, latest first."""
+    before = run
+    while before is not None and (run_id := before.tags.get(REPLAY_OF)):
+        yield run_id
+        before = instance.get_run_by_id(run_id)
 
 
 def _reporter(context: AssetExecutionContext) -> Callable[[dict[str, Json]], None]:
@@ -108,15 +121,23 @@ def _reporter(context: AssetExecutionContext) -> Callable[[dict[str, Json]], Non
     return report
 
 
-def _retry_or_fail(context: AssetExecutionContext, step: Step, error: Exception) -> None:
-    retry = step.stage.spec.retry if step.stage else None
-    user_fault = getattr(error, "user_fault", True)
+def _retry_or_fail(context: AssetExecutionContext, step: Step, error: StepFailed) -> NoReturn:
+    """Ask for another attempt when the cause allows one; else tell the cause to the step's metadata and the run."""
+    retry = step.stage.spec.retry if step.stage else Retry(max_retries=0)
     attempt = context.retry_number + 1
-    if not user_fault and retry and attempt <= retry.max_retries:
-        context.log.warning(f"try {attempt} failed: {error}")
-        wait = min(_LONGEST_BACKOFF_SECONDS, retry.backoff * attempt)
+    if attempt <= error.cause.retries(retry.max_retries):
+        wait = backoff_seconds(retry.backoff, attempt)
+        context.log.warning(f"attempt {attempt} failed, {error.cause}; the next begins in {wait:g} s: {error}")
         raise RetryRequested(max_retries=retry.max_retries, seconds_to_wait=wait) from error
-    raise Failure(str(error), allow_retries=False) from None
+    note_cause(context.instance, context.run_id, error.cause, attempt)
+    raise Failure(str(error), metadata={"cause": error.cause.value, "attempts": attempt}, allow_retries=False) from None
+
+
+def note_cause(instance: DagsterInstance, run_id: str, cause: Cause, attempts: int | None = None) -> None:
+    """Tag a run with why it fails, and with the attempts at the step that failed; the first to say it is believed."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and CAUSE not in run.tags:
+        instance.add_run_tags(run_id, {CAUSE: cause.value, **({ATTEMPTS: str(attempts)} if attempts else {})})
 
 
 def _checks(step: Step, outcome: StepOutcome) -> Iterator[Check]:
@@ -193,4 +214,4 @@ def _table(rows: list[dict[str, Json]]) -> str:
     return "\n".join(lines)
 
 
-__all__ = ["FRESH", "ON", "TASK_ID", "execute"]
+__all__ = ["FRESH", "ON", "REPLAY_OF", "TASK_ID", "execute", "note_cause"]

@@ -9,19 +9,22 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 from dagster import DagsterInstance
+from dagster._core.storage.runs import SqliteRunStorage
 
 from mloc_dagster.definitions import worker
 from mloc_dagster.definitions.instance import hold_connections, open_instance
-from mloc_dagster.definitions.lost import report_lost
+from mloc_dagster.definitions.lost import report_gone
+from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.definitions.submit import create_run, store_spec
+from mloc_dagster.files.atomic import half_folder, sweep
 from mloc_dagster.placement.launcher.pool import Work, serve
+from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.spec.task_types import known
@@ -60,11 +63,16 @@ def main(address: str, pipe: str) -> int:
 
     def bury(run_id: str, pid: int, reason: str) -> None:
         with _own(instance) as own:
-            report_lost(own, run_id, f"the worker process {pid} is gone (killed, or out of memory): {reason}")
+            report_gone(own, run_id, f"the worker process {pid} is gone (killed, or out of memory): {reason}")
+            retry_lost(own, run_id)
+
+    def warm_up() -> None:
+        _rehearse(home)
+        _touch(instance)
 
     idle = float(os.environ.get("MLOC_POOL_IDLE") or _IDLE_SECONDS)
     settings = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
-    work = Work(run, bury, partial(_rehearse, home), home, settings, idle)
+    work = Work(run, bury, partial(_rehearse, home), warm_up, home, settings, idle)
     serve(work, Path(address), lambda: _tell(int(pipe)))
     return 0
 
@@ -73,6 +81,7 @@ def _instance(home: Home) -> DagsterInstance | None:
     """Open the instance for all children; None, for each to open its own, when its storage keeps a handle open."""
     before = _handles()
     instance = open_instance(home)
+    Ledger.of_instance(instance)
     engines.close_all()
     if _handles() <= before:
         return instance
@@ -92,18 +101,21 @@ def _handles() -> set[str]:
 
 
 def _rehearse(home: Home) -> None:
-    """Carry a small task out in a home of its own, which is thrown away."""
-    with (
-        tempfile.TemporaryDirectory(dir=home.root / "pool", prefix=".rehearsal-") as folder,
-        _moved(Path(folder)),
-        _silent(),
-    ):
+    """Carry a small task out in a home of its own, which is thrown away; so is what a killed pool has left of one."""
+    sweep(home.root / "pool")
+    with half_folder(home.root / "pool", "rehearsal") as folder, _moved(folder), _silent():
         own = Home.current()
-        plan = compile_plan(load_text(_REHEARSAL, base=Path(folder)))
+        plan = compile_plan(load_text(_REHEARSAL, base=folder))
         with open_instance(own) as instance:
             run = create_run(instance, plan, store_spec(own, plan.task), fresh=False, tags=None)
             worker.execute(instance, run.run_id)
     engines.close_all()
+
+
+def _touch(instance: DagsterInstance | None) -> None:
+    """Open the database of runs, where it is a file; a server may be restarted before the connection is used."""
+    if instance is not None and isinstance(instance.run_storage, SqliteRunStorage):
+        instance.get_run_by_id("none")
 
 
 @contextmanager

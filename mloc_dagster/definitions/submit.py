@@ -31,12 +31,17 @@ def store_spec(home: Home, task: TaskFile, base: Path | None = None) -> str:
 
     Relative paths in it start from `base`, by default the file's own folder.
     """
-    name = f"{re.sub(r'[^A-Za-z0-9_]', '_', task.name)}__{task.digest[:8]}"
+    name = submitted_job(task)
     path = home.specs / f"{name}.yaml"
     if not path.exists():
         folder = base or (task.path.resolve().parent if task.path else Path.cwd())
         write_text(path, with_base(task.text, folder))
     return name
+
+
+def submitted_job(task: TaskFile) -> str:
+    """Return the job name of a submitted task file."""
+    return f"{re.sub(r'[^A-Za-z0-9_]', '_', task.name)}__{task.digest[:8]}"
 
 
 def submit_file(
@@ -56,12 +61,18 @@ def submit(
 
 
 def create_run(
-    instance: DagsterInstance, plan: Plan, job_name: str, *, fresh: bool, tags: dict[str, str] | None
+    instance: DagsterInstance,
+    plan: Plan,
+    job_name: str,
+    *,
+    fresh: bool,
+    tags: dict[str, str] | None,
+    run_id: str | None = None,
 ) -> DagsterRun:
-    """Create a run with all that the UI shows of it: snapshots, origin, tags."""
+    """Create a run with all that the UI shows of it: snapshots, origin, tags; under a new id, unless one is given."""
     from dagster._core.utils import make_new_run_id
 
-    run_id = make_new_run_id()
+    run_id = run_id or make_new_run_id()
     given = {**run_tags(plan), TASK_ID: run_id, **({FRESH: "true"} if fresh else {}), **(tags or {})}
     if inventory.cpu_forced():
         given[ON] = "cpu"
@@ -89,4 +100,4 @@ def _code_origin(job_name: str) -> JobPythonOrigin:
     return JobPythonOrigin(job_name, RepositoryPythonOrigin(executable_path=sys.executable, code_pointer=pointer))
 
 
-__all__ = ["create_run", "job_origin", "store_spec", "submit", "submit_file"]
+__all__ = ["create_run", "job_origin", "store_spec", "submit", "submit_file", "submitted_job"]

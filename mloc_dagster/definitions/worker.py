@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
@@ -10,13 +9,17 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from dagster import DagsterInstance, DagsterRun
+from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
+from mloc_dagster.definitions.execution import note_cause
+from mloc_dagster.definitions.lost import report_lost
+from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.definitions.repository import TaskFiles
-from mloc_dagster.placement.launcher.workers import WORKER, worker_tag
+from mloc_dagster.placement.failures.cause import Cause
+from mloc_dagster.placement.launcher.workers import WORKER, only_holder, worker_tag
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.ledger.grant import Grant, LeaseLost, held
 from mloc_dagster.placement.queue.signals import knock
@@ -35,7 +38,7 @@ def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = 
     Calls `ready` when it is known that this process executes the run, or that nothing is to be done.
     """
     setup_interrupt_handlers()
-    with capture_interrupts(), _only_one(run_id) as alone:
+    with capture_interrupts(), only_holder(Home.current(), run_id) as alone:
         run = instance.get_run_by_id(run_id)
         if run is None:
             print(f"there is no run {run_id} in {instance.root_directory}", file=sys.stderr)
@@ -47,22 +50,6 @@ def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = 
         run = _noted(instance, run)
         ready()
         return _execute(instance, run)
-
-
-@contextmanager
-def _only_one(run_id: str) -> Iterator[bool]:
-    """Hold the run as long as this process lives; gives False when another worker holds it."""
-    path = Home.current().logs / f"{run_id}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            alone = True
-        except BlockingIOError:
-            alone = False
-        yield alone
-        if alone:
-            path.unlink(missing_ok=True)
 
 
 def _noted(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
@@ -79,9 +66,13 @@ def _execute(instance: DagsterInstance, run: DagsterRun) -> int:
         try:
             stack.enter_context(_lease(instance, run))
         except LeaseLost as error:
-            instance.report_run_failed(run, message=f"{error}. Run the file again")
+            report_lost(instance, run.run_id, str(error))
+            retry_lost(instance, run.run_id)
             return 1
-        return _execute_events(instance, run)
+        code = _execute_events(instance, run)
+    if code:
+        retry_lost(instance, run.run_id)  # when its lease was lost
+    return code
 
 
 @contextmanager
@@ -94,6 +85,7 @@ def _lease(instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
 
     def lost(reason: str) -> None:
         try:
+            note_cause(instance, run.run_id, Cause.WORKER_LOST)
             instance.report_engine_event(f"the run ends: {reason}", run)
         finally:  # the database may be what is lost
             os.kill(os.getpid(), signal.SIGTERM)
@@ -108,12 +100,15 @@ def _execute_events(instance: DagsterInstance, run: DagsterRun) -> int:
         job = TaskFiles.of_environment().get_job(run.job_name)
         events = execute_run_iterator(InMemoryJob(job), run, instance)
     except Exception as error:  # a fault of the task file or of an executor package; the run must say so
+        note_cause(instance, run.run_id, Cause.USER)
         instance.report_run_failed(run, message=f"the job could not be made: {error}")
         return 1
     for event in events:
         if event.is_failure:
             print(event.message, file=sys.stderr)
     ended = instance.get_run_by_id(run.run_id)
+    if ended and ended.status is DagsterRunStatus.FAILURE:
+        note_cause(instance, run.run_id, Cause.INTERNAL)  # unless a step has told its own
     return 0 if ended and ended.is_success else 1
 
 

@@ -1,21 +1,32 @@
-"""Files and folders that are either whole or not there: write aside, fsync, rename."""
+"""Files and folders that are either whole or not there: write aside, fsync, rename.
+
+What has no other name yet is called `.<name>.<random>.half` and is locked by its writer, so that `sweep` can tell what
+a killed one has left.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+HALF = ".half"
+"""End of the name of a file or folder that is being made; its name begins with a dot."""
+_LOCKING_SECONDS = 5.0
+"""A half file that is younger may not have been locked by its writer yet."""
 
 
 def write_text(path: Path, text: str) -> None:
     """Replace a file by `text`; a reader sees the old or the new one, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = half_file(path)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
@@ -27,6 +38,29 @@ def write_text(path: Path, text: str) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def half_file(path: Path) -> tuple[int, str]:
+    """Make the locked file that is to become `path`; returns its descriptor and name. Who closes it lets it go."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=HALF)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle, name
+
+
+@contextmanager
+def half_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield a new folder that is removed at the end of the block; after a kill, `sweep` does that."""
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.", suffix=HALF) as folder, _locked(Path(folder)):
+        yield Path(folder)
+
+
+def sweep(root: Path, *, least_age: float = _LOCKING_SECONDS) -> list[Path]:
+    """Remove the half files and folders below `root` whose writers were killed, and return them.
+
+    Those that are younger than `least_age` seconds stay: only who knows that nobody writes there may give 0.
+    """
+    return [path for path in root.rglob(f".*{HALF}") if _abandoned(path, least_age) and _removed(path)]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -86,3 +120,35 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _abandoned(path: Path, least_age: float) -> bool:
+    try:
+        if path.is_symlink() or time.time() - path.stat().st_ctime < least_age:
+            return False
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+    return True
+
+
+def _removed(path: Path) -> bool:
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return not path.exists()

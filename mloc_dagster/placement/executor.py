@@ -21,6 +21,7 @@ from dagster._core.execution.api import create_execution_plan, execute_plan_iter
 from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.active import ActiveExecution
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
+from dagster._core.execution.plan.objects import StepRetryData
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.plan.state import KnownExecutionState
 from dagster._core.execution.plan.step import ExecutionStep
@@ -37,11 +38,16 @@ from dagster_shared.error import SerializableErrorInfo
 
 from executors.parent import end_with_parent
 from mloc_dagster.placement import inventory
+from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause, backoff_seconds
 from mloc_dagster.placement.ledger.grant import Grant
+from mloc_dagster.spec.resources import Retry
 from mloc_dagster.store.sqlite.event_log import PooledEventLogStorage
 
 DEVICE = "mloc/device"
 """Op tag of a step that takes a GPU where there is one."""
+RETRY = "mloc/retry"
+"""Op tag: the stage's `retry` section, for a step whose process dies; a retry policy of Dagster's would also have a
+cancelled step tried again."""
 AT_ONCE = "MLOC_STEPS_AT_ONCE"
 
 _ON = "mloc/on"
@@ -195,6 +201,14 @@ class _Orchestra:
         what = get_run_crash_explanation(prefix=f"The process of step {step.key}", exit_code=crash.exit_code or 0)
         yield DagsterEvent.engine_event(context, what, EngineEventData.engine_error(error))
         state = self._active.get_known_state()
+        attempt = state.get_retry_state().get_attempt_count(step.key) + 1
+        retry = Retry.model_validate_json(step.tags[RETRY]) if RETRY in step.tags else Retry(max_retries=0)
+        if not self._stopping and attempt <= Cause.WORKER_LOST.retries(retry.max_retries):
+            wait = backoff_seconds(retry.backoff, attempt)
+            yield self._noted(DagsterEvent.step_retry_event(context, StepRetryData(error=error, seconds_to_wait=wait)))
+            return
+        tags = {CAUSE: Cause.WORKER_LOST.value, ATTEMPTS: str(attempt)}
+        self._context.instance.add_run_tags(self._context.run_id, tags)
         yield self._noted(self._owner.log_failure_or_retry_event_after_error(context, error, state))
 
     def _noted(self, event: DagsterEvent) -> DagsterEvent:
@@ -210,7 +224,7 @@ class _Step(ChildProcessCommand):
     def __init__(
         self, context: PlanOrchestrationContext, plan: ExecutionPlan, step: ExecutionStep, state: KnownExecutionState
     ) -> None:
-        self.step = step
+        self.step, self._parent = step, os.getpid()
         self._context, self._plan, self._state = context, plan, state
 
     def events(self, instance: DagsterInstance) -> Iterator[DagsterEvent]:
@@ -234,7 +248,7 @@ class _Step(ChildProcessCommand):
 
     def execute(self) -> Iterator[DagsterEvent]:
         """Execute the step in a child; it does not outlive the run's process."""
-        end_with_parent(signal.SIGKILL)
+        end_with_parent(signal.SIGKILL, self._parent)
         instance = self._context.instance
         if isinstance(instance.event_log_storage, PooledEventLogStorage):  # knows what to do after a fork
             yield from self.events(instance)

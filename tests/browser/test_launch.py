@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from mloc_dagster.service.tokens import Tokens, local_token
+from mloc_dagster.store.home import Home
 from tests.tiny_model import make_tiny_llama
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -84,6 +86,10 @@ def test_launch_turns_green_and_shows_lineage(service: tuple[str, Path], tmp_pat
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 950})
+        page.goto(f"{address}/runs")
+        page.get_by_placeholder("Token").wait_for(timeout=60_000)
+        page.goto(f"{address}/login?code={_code(home)}")
+        page.wait_for_url(lambda url: "code=" not in url)
         page.goto(f"{address}/locations/mloc@mloc/jobs/browse")
         page.get_by_role("button", name="Materialize all").first.click(timeout=60_000)
         responses = _wait_for_file(home / "results", "*/answers/responses.json")
@@ -101,11 +107,16 @@ def test_launch_turns_green_and_shows_lineage(service: tuple[str, Path], tmp_pat
     assert picture.stat().st_size > 10_000
 
 
+def _code(home: Path) -> str:
+    kept = Home(home)
+    return Tokens(kept).new_code(local_token(kept).id)
+
+
 def _wait_for(address: str, seconds: float = 90) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
-            if requests.get(f"{address}/server_info", timeout=2).ok:
+            if requests.get(f"{address}/readyz", timeout=2).ok:
                 return
         except requests.RequestException:
             time.sleep(0.3)

@@ -12,6 +12,7 @@ from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult
 
 from mloc_dagster.definitions.assets import TaskJob, build_job
 from mloc_dagster.definitions.curves import draw
+from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.local import work
 from mloc_dagster.placement.local.work import Check, StepFailed, StepOutcome
 from mloc_dagster.plan import compile_plan
@@ -124,7 +125,7 @@ def test_a_check_that_the_step_did_not_report_has_failed(run: Run) -> None:
 
 
 def test_a_users_fault_is_not_tried_again(run: Run) -> None:
-    result = run(StepFailed("no such column: q; columns: a, b", user_fault=True))
+    result = run(StepFailed("no such column: q; columns: a, b", Cause.USER))
     assert not result.success
     (failure,) = result.get_step_failure_events()
     assert "no such column: q" in str(failure.step_failure_data.user_failure_data)

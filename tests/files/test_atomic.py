@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mloc_dagster.files.atomic import write_json, write_text
+from mloc_dagster.files.atomic import HALF, half_file, half_folder, sweep, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 DIE = """
@@ -41,6 +41,25 @@ def test_a_killed_writer_leaves_the_old_file(tmp_path: Path, when: str) -> None:
     assert file.read_text("utf-8") == "old"
     write_text(file, "newer")
     assert file.read_text("utf-8") == "newer"
+
+
+def test_what_a_killed_writer_left_is_swept_and_what_is_being_written_is_not(tmp_path: Path) -> None:
+    killed, held = tmp_path / "deep" / "killed", tmp_path / "deep" / "held"
+    subprocess.run([sys.executable, "-c", DIE, str(killed), "replace"], cwd=ROOT, check=False)
+    [left] = killed.parent.iterdir()
+    handle, name = half_file(held)
+    with half_folder(tmp_path, "folder") as folder, os.fdopen(handle, "w"):
+        (folder / "part").write_text("half")
+        assert sweep(tmp_path) == [], "a writer may just have made it"
+        assert sweep(tmp_path, least_age=0) == [left] and Path(name).exists() and folder.is_dir()
+    assert sweep(tmp_path, least_age=0) == [Path(name)] and os.listdir(tmp_path) == ["deep"]
+
+
+def test_files_that_only_look_alike_are_not_swept(tmp_path: Path) -> None:
+    for name in (f"kept{HALF}", ".kept", ".half.way"):
+        (tmp_path / name).write_text("mine")
+    (tmp_path / f".link{HALF}").symlink_to(tmp_path / ".kept")
+    assert sweep(tmp_path, least_age=0) == [] and len(os.listdir(tmp_path)) == 4
 
 
 def test_a_fault_leaves_nothing_beside_the_old_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from mloc_dagster.definitions.assets import build_job
 from mloc_dagster.definitions.submit import create_run, store_spec, submit_file
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.executor import AT_ONCE, DEVICE
+from mloc_dagster.placement.failures.cause import CAUSE
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file, load_text
 from mloc_dagster.store.home import Home
@@ -95,17 +96,21 @@ def test_cancelling_ends_the_steps_that_run_side_by_side(
     wait_for(lambda: gone(pids), "all processes to end")
 
 
-def test_a_step_whose_process_was_killed_fails_with_the_reason_and_the_other_one_ends_well(
-    instance: DagsterInstance, home: Home, tmp_path: Path, nap: None
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_step_whose_process_was_killed_is_tried_again_or_fails_with_the_reason_and_the_other_one_ends_well(
+    instance: DagsterInstance, home: Home, tmp_path: Path, nap: None, retries: int
 ) -> None:
-    run_id = start(instance, home, tmp_path / "t.yaml", _SIDE, seconds=5)
+    text = _SIDE.replace("  stages:", f"  retry: {{{{max_retries: {retries}, backoff: 0.1}}}}\n  stages:")
+    run_id = start(instance, home, tmp_path / "t.yaml", text, seconds=5)
     both(home)
     step, _ = psutil.Process(worker_pid(instance, run_id)).children()
     os.kill(step.pid, signal.SIGKILL)
-    assert status(instance, run_id) is DagsterRunStatus.FAILURE
+    assert status(instance, run_id) is (DagsterRunStatus.SUCCESS if retries else DagsterRunStatus.FAILURE)
     events = instance.all_logs(run_id)
     kinds = [entry.dagster_event_type for entry in events]
-    assert (kinds.count(DagsterEventType.STEP_FAILURE), kinds.count(DagsterEventType.STEP_SUCCESS)) == (1, 1)
+    failures, successes = kinds.count(DagsterEventType.STEP_FAILURE), kinds.count(DagsterEventType.STEP_SUCCESS)
+    assert (failures, successes) == ((0, 3) if retries else (1, 1))
+    assert get(instance, run_id).tags.get(CAUSE) == (None if retries else "worker_lost")
     assert any("The process of step" in entry.message and "signal 9" in entry.message for entry in events)
 
 

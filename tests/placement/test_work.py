@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.local.work import RunInfo, StepCancelled, StepFailed, StepOutcome, run_step
 from mloc_dagster.plan import Plan
 from mloc_dagster.store.home import Home
@@ -120,36 +121,39 @@ def test_no_secret_is_stored(info: RunInfo, tmp_path: Path, monkeypatch: pytest.
 
 def test_a_users_mistake_is_a_message(info: RunInfo, tmp_path: Path) -> None:
     error = failure(plan_of("  taskType: echo\n  echo: '${NOT_SET_ANYWHERE}'\n", tmp_path), info)
-    assert error.user_fault and "${NOT_SET_ANYWHERE} is not set where this step runs" in str(error)
+    assert error.cause is Cause.USER and "${NOT_SET_ANYWHERE} is not set where this step runs" in str(error)
     assert not (info.home.results / "task-1" / "echo").exists()
 
 
 def test_a_source_that_is_not_there_is_told_and_may_be_tried_again(info: RunInfo, tmp_path: Path) -> None:
     error = failure(plan_of("  taskType: sft\n  model: {source: {type: local, identifier: ./none}}\n"
                             "  data: {prompts: [a]}\n", tmp_path), info)  # fmt: skip
-    assert f"{tmp_path}/none" in str(error) and not error.user_fault
+    assert f"{tmp_path}/none" in str(error) and error.cause is Cause.INTERNAL
 
 
 def test_hardware_that_is_not_here_is_told(info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     text = "  taskType: echo\n  echo: 1\n  resources: {hardware: {gpu: {type: h100, count: 64}}}\n"
     error = failure(plan_of(text, tmp_path), replace(info, on_cpu=False))
-    assert error.user_fault and str(error).startswith("echo needs 64 × h100 GPU, this machine has")
+    assert error.cause is Cause.USER and str(error).startswith("echo needs 64 × h100 GPU, this machine has")
     run_all(plan_of(text, tmp_path), info)
     assert envelope(info, "echo").metadata["placement_note"] == "64 × h100 asked for, run on the CPU"
 
 
 def test_a_time_limit_ends_the_work(info: RunInfo, tmp_path: Path, nap: None) -> None:
     error = failure(plan_of(NAP % 60 + "  timeoutSeconds: 1.5\n", tmp_path), info)
-    assert error.user_fault and str(error) == "nap ran longer than timeoutSeconds 1.5 and was ended"
+    assert error.cause is Cause.TIMED_OUT and str(error) == "nap ran longer than timeoutSeconds 1.5 and was ended"
 
 
 @pytest.mark.parametrize(
-    ("number", "why"),
-    [(signal.SIGKILL, "by signal 9 (out of memory, or killed from"), (signal.SIGABRT, "by signal 6\n")],
+    ("number", "why", "cause"),
+    [
+        (signal.SIGKILL, "by signal 9 (from outside)\n", Cause.WORKER_LOST),
+        (signal.SIGABRT, "by signal 6\n", Cause.INTERNAL),
+    ],
 )
 def test_work_that_is_killed_may_be_tried_again(
-    info: RunInfo, tmp_path: Path, nap: None, number: signal.Signals, why: str
+    info: RunInfo, tmp_path: Path, nap: None, number: signal.Signals, why: str, cause: Cause
 ) -> None:
     def kill() -> None:
         wait_for(lambda: len(list(info.home.work.glob("*/pids"))) == 1, "the work to start")
@@ -164,7 +168,7 @@ def test_work_that_is_killed_may_be_tried_again(
     thread.start()
     error = failure(plan_of(NAP % 60, tmp_path), info)
     thread.join()
-    assert not error.user_fault
+    assert error.cause is cause
     assert str(error).startswith(f"nap was killed {why}") and "stdout.log" in str(error)
     wait_for(lambda: not psutil.pid_exists(children[0]), "the child process to end")
     run_all(plan_of(NAP % 0.1, tmp_path), info)  # nothing is in the way of the next attempt
@@ -216,5 +220,5 @@ def test_a_delivery_that_fails_is_not_started_over_by_the_step(info: RunInfo, tm
     own_home.results.mkdir(parents=True)
     (own_home.results / "out").write_text("a file of mine")
     error = failure(plan_of(PUBLISHED % "[{name: a, echo: 1}]", tmp_path), info)
-    assert error.user_fault and "out is a file; write another output.destination.path" in str(error)
+    assert error.cause is Cause.USER and "out is a file; write another output.destination.path" in str(error)
     assert (own_home.results / "out").read_text() == "a file of mine" and envelope(info, "a").result["echo"] == 1

@@ -13,14 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterRun, Field
+from dagster import DagsterRun, DagsterRunStatus, Field
 from dagster._config import BoolSource, IntSource
 from dagster._core.events import EngineEventData
 from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
 from mloc_dagster.placement.launcher import client
-from mloc_dagster.placement.launcher.workers import WORKER, see_to_the_end, worker_of, worker_tag
+from mloc_dagster.placement.launcher.workers import (
+    LAUNCHER,
+    WORKER,
+    launcher_is_gone,
+    launcher_tag,
+    see_to_the_end,
+    worker_of,
+    worker_tag,
+)
 from mloc_dagster.store.home import Home
 
 WORKER_MODULE = "mloc_dagster.definitions.worker"
@@ -64,8 +72,9 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Start the run's worker; when this returns, a tag of the run says which process it is."""
         run = context.dagster_run
-        environment = {**os.environ, **self._places(), **_task_specs(run)}
+        environment = {**os.environ, **self._places(), **task_specs_of(run)}
         self._launched.append(run.run_id)
+        self._instance.add_run_tags(run.run_id, {LAUNCHER: launcher_tag(run.run_id)})
         if self._warm:
             try:
                 client.hand_over(Home.current(), self._settings, run.run_id, environment)
@@ -121,6 +130,8 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         A run without a worker is executed by a process that is not ours, such as `dagster job execute`; Dagster's
         monitoring fails whatever is not said to be running, so it is.
         """
+        if run.status is DagsterRunStatus.STARTING and worker_of(run) is None and launcher_is_gone(run):
+            return CheckRunHealthResult(WorkerStatus.FAILED, "the process that was starting its worker was killed")
         if WORKER not in run.tags:
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not started by this launcher")
         if worker_of(run) is not None:
@@ -154,7 +165,7 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         self._instance.report_engine_event(message, run, EngineEventData())
 
 
-def _task_specs(run: DagsterRun) -> dict[str, str]:
+def task_specs_of(run: DagsterRun) -> dict[str, str]:
     """Where the run's code location was loaded from, so that a launcher in another folder finds the same task files."""
     origin = run.remote_job_origin
     location = origin.repository_origin.code_location_origin if origin else None

@@ -28,11 +28,14 @@ from mloc_dagster.placement.launcher.protocol import (
     send,
     short_name,
 )
+from mloc_dagster.placement.launcher.spares import Spares
 from mloc_dagster.store.home import Home
 
 _TICK_SECONDS = 1.0
 _QUIET = 0.05
 """Seconds without a request after which there is time for other things."""
+_LULL = 0.2
+"""Seconds without an event after which a child is forked ahead."""
 _PATIENCE_SECONDS = 5.0
 """How long a launcher may take to say what it wants; nobody else is served meanwhile."""
 _EXPECTED = (0, 1)
@@ -46,12 +49,13 @@ class Work:
     `run(run_id, ready)` carries a run out, calls `ready` when the run is its own, and returns an exit code;
     `bury(run_id, pid, reason)` reports a run whose worker died without a word. `rehearse()` does in the pool itself
     what a run does, so that its children find all of it loaded; it leaves no thread and no connection behind.
-    `settings` is the instance's `dagster.yaml`.
+    `warm_up()` does what it can of that in a child that waits for a run. `settings` is the instance's `dagster.yaml`.
     """
 
     run: Callable[[str, Callable[[], None]], int]
     bury: Callable[[str, int, str], None]
     rehearse: Callable[[], None]
+    warm_up: Callable[[], None]
     home: Home
     settings: Path
     idle_seconds: float
@@ -76,7 +80,7 @@ def _no_threads() -> None:
 
 
 class _Run(NamedTuple):
-    run_id: str
+    request: Request
     started: mmap.mmap
 
 
@@ -96,21 +100,35 @@ class _Pool:
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
+        self._spares = Spares(self._selector)
         self._take_signals()
 
     def loop(self) -> None:
         while self._open or self._runs or self._buriers:
-            ready = [key.fileobj for key, _ in self._selector.select(_TICK_SECONDS if self._rehearsed else _QUIET)]
-            if not ready and self._open and not self._rehearsed:
-                self._rehearse()
+            ready = [key.fileobj for key, _ in self._selector.select(self._timeout())]
+            if not ready and self._open:
+                self._get_ahead()
             if self._woken in ready:
                 self._woken.recv(4096)
+            self._spares.hear(ready)
             self._reap()
             if self._open and self._listener in ready:
                 self._serve_one()
             if self._open and self._is_over():
                 self._close()
             self._look_at_libraries()
+
+    def _timeout(self) -> float:
+        if not self._rehearsed:
+            return _QUIET
+        return _LULL if self._open and self._spares.wanted else _TICK_SECONDS
+
+    def _get_ahead(self) -> None:
+        """Use a moment in which nobody asks for anything."""
+        if not self._rehearsed:
+            self._rehearse()
+        elif self._spares.wanted:
+            self._spares.add(self._fork, self._work.warm_up, self._run)
 
     def _look_at_libraries(self) -> None:
         """Once a tick, since it takes longer than to fork does."""
@@ -162,6 +180,7 @@ class _Pool:
         self._open = False
         self._selector.unregister(self._listener)
         self._listener.close()
+        self._spares.drop_all()
         if _is_inode(self._address, self._inode):
             self._address.unlink(missing_ok=True)
 
@@ -183,10 +202,14 @@ class _Pool:
         if self._is_stale(self._loaded.changed() or self._changed_variable(request)):
             send(connection, Answer(state="stale"))
             return
-        started = mmap.mmap(-1, 1)  # shared with the child, which says here that the run is its own
-        pid = self._fork(lambda: self._run(connection, request, started))
-        self._runs[pid] = _Run(request.run_id, started)
+        pid, started = self._spares.hand_over(connection, request) or self._forked(connection, request)
+        self._runs[pid] = _Run(request, started)
         self._idle_since = time.monotonic()
+
+    def _forked(self, connection: socket.socket, request: Request) -> tuple[int, mmap.mmap]:
+        """Fork a child for a request; returns its pid, and the byte where it says that the run is its own."""
+        started = mmap.mmap(-1, 1)
+        return self._fork(lambda: self._run(connection, request, started)), started
 
     def _fork(self, work: Callable[[], int]) -> int:
         """Fork a child that does its work and ends; signals wait until it is ready for them."""
@@ -212,6 +235,7 @@ class _Pool:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for number in (signal.SIGTERM, signal.SIGCHLD):
             signal.signal(number, signal.SIG_DFL)
+        self._spares.forget()
         for thing in (self._listener, self._woken, self._wake, self._selector):
             thing.close()
 
@@ -253,7 +277,11 @@ class _Pool:
         reason = f"signal {-code}" if code < 0 else f"exit code {code}"
 
         def bury() -> int:
-            self._work.bury(run.run_id, pid, reason)
+            os.environ.clear()  # another attempt is started as the submitter would
+            os.environ.update(run.request.environment)
+            with suppress(OSError):
+                os.chdir(run.request.folder)
+            self._work.bury(run.request.run_id, pid, reason)
             return 0
 
         self._buriers.add(self._fork(bury))

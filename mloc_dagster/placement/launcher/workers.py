@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import psutil
 from dagster import DagsterInstance, DagsterRun
 
+from mloc_dagster.store.home import Home
+
 WORKER = "mloc/worker"
 """Run tag `<pid>:<identity of the process>`."""
+LAUNCHER = "mloc/launcher"
+"""Run tag `<pid>:<identity>:<run id>` of the process that last set out to start the run's worker."""
 
 
 def worker_tag(pid: int) -> str:
@@ -27,6 +36,45 @@ def worker_of(run: DagsterRun) -> psutil.Process | None:
         return process if _identity(process.pid) == identity and alive(process) else None
     except psutil.Error:
         return None
+
+
+def launcher_tag(run_id: str) -> str:
+    """Return the value of the tag LAUNCHER for this process."""
+    return f"{worker_tag(os.getpid())}:{run_id}"
+
+
+def launcher_is_gone(run: DagsterRun) -> bool:
+    """Whether the process that set out to start a run's worker has ended; False when nobody has, or none is known."""
+    pid, _, rest = run.tags.get(LAUNCHER, "").partition(":")
+    identity, _, run_id = rest.rpartition(":")
+    return run_id == run.run_id and _identity(int(pid)) != identity
+
+
+@contextmanager
+def only_holder(home: Home, run_id: str, patience: float = 0.0) -> Iterator[bool]:
+    """Hold a run as long as the block goes on: a worker executes only what it holds.
+
+    Gives False when it is held by another process, a child that a dying worker has left for a moment included, and
+    still is after `patience` seconds.
+    """
+    path = home.logs / f"{run_id}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        alone = _taken(file, time.monotonic() + patience)
+        yield alone
+        if alone:
+            path.unlink(missing_ok=True)
+
+
+def _taken(file: IO[str], deadline: float) -> bool:
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.05)
 
 
 def alive(process: psutil.Process) -> bool:
@@ -51,6 +99,11 @@ def see_to_the_end(instance: DagsterInstance, run_id: str, worker: psutil.Proces
     run = instance.get_run_by_id(run_id)
     if run and not run.is_finished:
         instance.report_run_canceled(run, message="the worker was ended")
+
+
+def end_now(worker: psutil.Process) -> None:
+    """Kill a worker and all that it started, also what cannot end softly because it is stopped."""
+    _kill({worker, *_descendants(worker)})
 
 
 def _identity(pid: int) -> str:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -46,6 +47,9 @@ class Seen:
     seen_at: float
 
 
+_of_instances: WeakKeyDictionary[DagsterInstance, Ledger] = WeakKeyDictionary()
+
+
 class Ledger:
     """The ledger in one database; safe to use from many processes."""
 
@@ -54,8 +58,10 @@ class Ledger:
 
     @classmethod
     def of_instance(cls, instance: DagsterInstance) -> Ledger:
-        """Return the ledger of a Dagster instance."""
-        return cls(url_of(instance))
+        """Return the ledger of a Dagster instance, the same one each time."""
+        if instance not in _of_instances:
+            _of_instances[instance] = cls(url_of(instance))
+        return _of_instances[instance]
 
     def register(self, host: str, workers: Sequence[Worker], load: float) -> None:
         """Say which workers a host has now. Their states stay; those that are gone take no new runs, and are removed

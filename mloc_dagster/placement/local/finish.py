@@ -12,7 +12,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mloc_dagster.files import archives
+from mloc_dagster.files.atomic import sweep
 from mloc_dagster.placement import inventory
+from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.local import inputs
 from mloc_dagster.placement.local.outcome import RunInfo, StepFailed
 from mloc_dagster.spec.base import Json
@@ -63,6 +65,7 @@ def finish(
     for leftover in ("result.json", "error.json", "job.json", ".cache"):
         path = work / leftover
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    sweep(work, least_age=0)  # of attempts that were killed
     write_envelope(work, envelope)
     write_manifest(work, f"{run.task_id}/{stage.name}", list(stage.spec.output.artifacts))
     # Before the rename: an entry whose folder is not there counts for nothing, a folder without entry would be lost.
@@ -82,7 +85,7 @@ def _archive(folder: Path, out: Path) -> Path:
     try:
         return archives.make_archive(folder, out)
     except archives.ArchiveError as error:
-        raise StepFailed(f"{folder.name} cannot be archived: {error}", user_fault=False) from None
+        raise StepFailed(f"{folder.name} cannot be archived: {error}", Cause.INTERNAL) from None
 
 
 def _publish_folder(work: Path, final: Path) -> None:

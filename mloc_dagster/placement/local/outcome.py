@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.inventory import Device
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.task_types import known
@@ -21,11 +22,11 @@ _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
 class StepFailed(Exception):
-    """A step that did not succeed; the message is for people. `user_fault` means that another try would fail alike."""
+    """A step that did not succeed; the message is for people, the cause decides whether it is tried again."""
 
-    def __init__(self, message: str, *, user_fault: bool) -> None:
+    def __init__(self, message: str, cause: Cause) -> None:
         super().__init__(message)
-        self.user_fault = user_fault
+        self.cause = cause
 
 
 class StepCancelled(Exception):
@@ -42,6 +43,8 @@ class RunInfo:
     fresh: bool
     on_cpu: bool
     cancelled: Callable[[], bool]
+    earlier: frozenset[str] = frozenset()
+    """Ids of the runs that this one goes on from; what they finished is not done again, fresh or not."""
     granted: tuple[Device, ...] | None = None
     """GPUs that the run holds; None: it was started without the queue, and takes what this machine has."""
 

@@ -13,21 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from executors.heartbeat import BEATS
+from executors.parent import PARENT
+from mloc_dagster.placement.failures.silence import Pulse, Silence
 from mloc_dagster.spec.base import Json
 
 TERMINATE_GRACE_SECONDS = float(os.environ.get("MLOC_TERMINATE_GRACE_SECONDS", "30"))
 _POLL_SECONDS = 0.05
+_FEEL_SECONDS = 0.5
 
 Report = Callable[[dict[str, Json]], None]
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work ended: exit code, and whether we ended it for its time limit or because it was cancelled."""
+    """How the work ended: exit code, and whether we ended it: for its time limit, cancelled, or for its silence."""
 
     code: int
     timed_out: bool = False
     cancelled: bool = False
+    silent: bool = False
 
 
 def run_job(
@@ -37,13 +42,15 @@ def run_job(
     report: Report,
     cancelled: Callable[[], bool],
     timeout: float | None,
+    lost_after: float | None = None,
     lock: int | None = None,
 ) -> Ended:
     """Run `python -m executors.host JOB` to its end; progress lines go to `report` as they appear.
 
     Ends the whole process group (SIGTERM, a grace period to write a checkpoint, SIGKILL) when `cancelled` turns true,
-    when `timeout` seconds have passed, or when this call is interrupted. The work holds on to the file descriptor
-    `lock`: should this process be killed, the lock stays until the work has ended.
+    when `timeout` seconds have passed, or when this call is interrupted. Kills it when it gave no sign of life for
+    `lost_after` seconds. The work holds on to the file descriptor `lock`: should this process be killed, the lock stays
+    until the work has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     progress = _Tail(logs / "progress.jsonl")
@@ -55,10 +62,11 @@ def run_job(
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=_environment(),
+            env={**_environment(), PARENT: str(os.getpid())},
             pass_fds=() if lock is None else (lock,),
         )
     deadline = time.monotonic() + timeout if timeout else None
+    watch = _Watch(child.pid, logs / BEATS, lost_after)
     try:
         while child.poll() is None:
             progress.read(report)
@@ -66,6 +74,9 @@ def run_job(
                 return Ended(end_group(child), cancelled=True)
             if deadline and time.monotonic() > deadline:
                 return Ended(end_group(child), timed_out=True)
+            if watch.lost():
+                _signal(child.pid, signal.SIGKILL)  # what does not run cannot end softly
+                return Ended(end_group(child), silent=True)
             _wait(child)
         progress.read(report)
         return Ended(child.returncode)
@@ -91,6 +102,20 @@ def last_lines(path: Path, count: int = 30) -> str:
             return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
     except OSError:
         return ""
+
+
+class _Watch:
+    """Feels the pulse of a process now and then."""
+
+    def __init__(self, pid: int, beats: Path, lost_after: float | None) -> None:
+        self._pulse, self._silence, self._felt = Pulse(pid, beats), Silence(lost_after), time.monotonic()
+
+    def lost(self) -> bool:
+        """Whether it has been silent for too long."""
+        if time.monotonic() - self._felt < _FEEL_SECONDS:
+            return False
+        self._felt = time.monotonic()
+        return self._silence.over(self._pulse.felt())
 
 
 class _Tail:

@@ -14,6 +14,9 @@ from typing import IO
 
 from mloc_dagster.files import atomic
 from mloc_dagster.placement import inventory
+from mloc_dagster.placement.failures import diagnosis
+from mloc_dagster.placement.failures.cause import Cause
+from mloc_dagster.placement.failures.silence import lost_after
 from mloc_dagster.placement.local import gate, inputs, process
 from mloc_dagster.placement.local.final_output import write_final_output
 from mloc_dagster.placement.local.finish import finish, finished, origin_of, reuse
@@ -29,6 +32,7 @@ from mloc_dagster.store.results import note_task, write_envelope
 from mloc_dagster.store.reuse import ReuseIndex
 
 Report = Callable[[dict[str, Json]], None]
+_SILENT = "gave no sign of life for {:g} s (stopped, or its machine hangs) and was killed; see MLOC_LOST_AFTER_SECONDS"
 
 
 def run_step(plan: Plan, step: Step, run: RunInfo, report: Report) -> StepOutcome:
@@ -44,7 +48,7 @@ def run_step(plan: Plan, step: Step, run: RunInfo, report: Report) -> StepOutcom
             return write_final_output(plan, run)
         return _stage(plan, step.stage, run, report)
     except (PullError, inputs.InputError, gate.Refused) as error:
-        raise StepFailed(str(error), user_fault=not isinstance(error, PullError)) from None
+        raise StepFailed(str(error), Cause.INTERNAL if isinstance(error, PullError) else Cause.USER) from None
 
 
 def _logged(report: Report, run: RunInfo, step: Step) -> Report:
@@ -84,14 +88,14 @@ def _stage(plan: Plan, stage: Stage, run: RunInfo, report: Report) -> StepOutcom
     available = inventory.gpus() if run.granted is None else run.granted
     placed = inventory.place(spec.resources, spec.enforce_cpu, run.on_cpu, available)
     if placed.refusal:
-        raise StepFailed(f"{stage.name} {placed.refusal}", user_fault=True)
+        raise StepFailed(f"{stage.name} {placed.refusal}", Cause.USER)
     given = inputs.gather(plan, stage, run.home, run.task_id)
     digest = stage_digest(stage, given.digests, placed.on_cpu)
     final = run.home.run_folder(run.task_id, stage.name)
     judge = partial(gate.judged, plan, stage, given.upstream, run.home)
     with _exclusive(run.home.work / f"{digest}.lock", run.cancelled) as lock:
         done = finished(final, digest)
-        if done and (not run.fresh or done.metadata.get("run_id") == run.run_id):
+        if done and (not run.fresh or done.metadata.get("run_id") in {run.run_id, *run.earlier}):
             judged = judge(done, again=False)
             if judged != done:
                 write_envelope(final, judged)
@@ -146,23 +150,30 @@ def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report, 
 
     if find(stage.spec.task_type).inline and not stage.spec.timeout_seconds:
         return _execute_here(job)
+    try:
+        patience = lost_after()
+    except ValueError as error:
+        raise StepFailed(str(error), Cause.USER) from None
+    killed = diagnosis.oom_kills()
     ended = process.run_job(
         job,
         work / "logs",
         report=report,
         cancelled=run.cancelled,
         timeout=stage.spec.timeout_seconds,
+        lost_after=patience,
         lock=lock,
     )
     if ended.cancelled:
         raise StepCancelled(f"{stage.name} was cancelled; what it had stored is continued by the next run")
     if ended.timed_out:
-        raise StepFailed(
-            f"{stage.name} ran longer than timeoutSeconds {stage.spec.timeout_seconds:g} and was ended", user_fault=True
-        )
+        limit = f"timeoutSeconds {stage.spec.timeout_seconds:g}"
+        raise StepFailed(f"{stage.name} ran longer than {limit} and was ended", Cause.TIMED_OUT)
+    if ended.silent:
+        raise StepFailed(f"{stage.name} {_SILENT.format(patience)}", Cause.WORKER_LOST)
     if ended.code == 0 and (work / "result.json").is_file():
         return None
-    raise _failure(stage, ended.code, work)
+    raise _failure(stage, ended.code, work, kernel_killed=diagnosis.oom_kills() > killed)
 
 
 def _execute_here(job: Path) -> None:
@@ -174,24 +185,29 @@ def _execute_here(job: Path) -> None:
     try:
         result = execute(given)
     except ExecutorError as error:
-        raise StepFailed(str(error), user_fault=True) from None
+        raise StepFailed(str(error), Cause.USER) from None
     atomic.write_text(given.out / "result.json", result.model_dump_json(indent=1))
 
 
-def _failure(stage: Stage, code: int, work: Path) -> StepFailed:
+def _failure(stage: Stage, code: int, work: Path, *, kernel_killed: bool) -> StepFailed:
     log = f"log: {work / 'logs' / 'stdout.log'}"
     try:
         error = json.loads((work / "error.json").read_text("utf-8"))
     except (OSError, ValueError):
-        cause = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        if code == -9:
-            cause += " (out of memory, or killed from outside)"
-        return StepFailed(
-            f"{stage.name} {cause}\n{log}\n{process.last_lines(work / 'logs' / 'stdout.log')}", user_fault=False
-        )
-    message = "\n".join(str(part) for part in (error["message"], error.get("hint")) if part)
-    user = error["kind"] == "user"
-    return StepFailed(f"{stage.name}: {message}\n{log}" if not user else f"{stage.name}: {message}", user_fault=user)
+        cause = diagnosis.of_exit(code, kernel_killed)
+        what = f"{stage.name} {_ending(code, cause)}"
+        return StepFailed(f"{what}\n{log}\n{process.last_lines(work / 'logs' / 'stdout.log')}", cause)
+    cause = diagnosis.of_error(error["kind"], error["message"])
+    hint = diagnosis.MEMORY_HINT if cause is Cause.OUT_OF_MEMORY else error.get("hint")
+    parts = (f"{stage.name}: {error['message']}", hint, "" if cause is Cause.USER else log)
+    return StepFailed("\n".join(filter(None, parts)), cause)
+
+
+def _ending(code: int, cause: Cause) -> str:
+    if cause is Cause.OUT_OF_MEMORY:
+        return f"was killed by the kernel, out of memory. {diagnosis.MEMORY_HINT}"
+    ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return f"{ending} (from outside)" if cause is Cause.WORKER_LOST else ending
 
 
 def _publish(plan: Plan, stage: Stage, run: RunInfo) -> StepOutcome:
@@ -199,9 +215,9 @@ def _publish(plan: Plan, stage: Stage, run: RunInfo) -> StepOutcome:
     from mloc_dagster.placement.local.publish import publish
 
     try:
-        metadata, envelope = publish(plan, stage, run.home, run.task_id, run.run_id)
+        metadata, envelope = publish(plan, stage, run.home, run.task_id)
     except DeliveryError as error:  # a delivery makes its own further tries
-        raise StepFailed(str(error), user_fault=True) from None
+        raise StepFailed(str(error), Cause.USER) from None
     folder = run.home.run_folder(run.task_id, stage.name)
     return StepOutcome(metadata, str(envelope.metadata.get("digest")), folder=folder)
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, takewhile
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 
@@ -23,8 +23,8 @@ VIEW, MEMORY = "queue", "order"
 """Names under which the ledger keeps what the command shows, and what a daemon goes on from."""
 _PAGE = 500
 _SHOWN = 500
-_TAGS_A_PASS = 25
-"""So many waiting runs get a new tag in one pass: a tag costs milliseconds, and 10,000 may wait."""
+_TELL_SECONDS = 0.05
+"""So long one pass writes tags of waiting runs: a tag costs milliseconds, and 10,000 may wait."""
 _LOOK_AFTER_SECONDS = 1.0
 _REMEMBER_AFTER_SECONDS = 10.0
 _MOST_LEARNED = 2000
@@ -44,7 +44,11 @@ class _Reason:
 
 
 class Scheduler:
-    """One pass after the other. `launch` starts a run and tells whether it did; `lost` ends one without a worker."""
+    """One pass after the other.
+
+    `launch` starts a run and tells whether it did. `settled` gets a run that has a lease, and whether that has expired;
+    it ends the run if its worker is lost, and tells whether the run is over.
+    """
 
     def __init__(
         self,
@@ -53,10 +57,10 @@ class Scheduler:
         policy: Policy,
         lease_seconds: float,
         launch: Callable[[DagsterRun], bool],
-        lost: Callable[[DagsterRun], bool],
+        settled: Callable[[DagsterRun, bool], bool],
     ) -> None:
         self._instance, self._ledger, self._order = instance, ledger, Order(policy)
-        self._lease_seconds, self._launch, self._lost = lease_seconds, launch, lost
+        self._lease_seconds, self._launch, self._settled = lease_seconds, launch, settled
         self._runs: dict[str, DagsterRun] = {}
         self._reasons: dict[str, _Reason] = {}
         self._learned: dict[str, float] = {}
@@ -140,7 +144,10 @@ class Scheduler:
             self._ledger.release(lease.token)
 
     def _look_after_leases(self) -> None:
-        """Release leases of runs that are over or never began, and of silent ones whose worker is gone."""
+        """Release leases of runs that are over or never began, and of those whose worker is lost.
+
+        One that has expired holds what it has all the same: this machine slept, or the disk is slow.
+        """
         _, leases = self._ledger.snapshot()
         silent = {lease.token for lease in self._ledger.expired()}
         for page in _pages(leases):
@@ -149,10 +156,8 @@ class Scheduler:
             }
             for lease in page:
                 run = runs.get(lease.run_id)
-                if run is None or run.is_finished or _left(run, lease) or self._lost(run):
+                if run is None or _left(run, lease) or self._settled(run, lease.token in silent):
                     self._ledger.release(lease.token)
-                elif lease.token in silent:  # its process lives: this machine slept, or the disk is slow
-                    self._ledger.renew(lease.token, self._lease_seconds)
 
     def _ended(self, leases: list[Lease]) -> bool:
         """Note leases that are gone, and how long their runs took; returns whether there were any."""
@@ -184,7 +189,8 @@ class Scheduler:
             if known is None or known.text != text:
                 self._reasons[item.run_id] = _Reason(text, now)
         untold = (item for item, _ in decisions.waiting if not self._reasons[item.run_id].tagged)
-        for item in islice(untold, _TAGS_A_PASS):
+        until = time.monotonic() + _TELL_SECONDS
+        for item in takewhile(lambda _: time.monotonic() < until, untold):
             reason = self._reasons[item.run_id]
             self._instance.add_run_tags(item.run_id, {WAITING: reason.text})
             reason.tagged = True

@@ -23,6 +23,8 @@ class PooledEventLogStorage(SqliteEventLogStorage):
     def __init__(self, base_dir: str, engines: Engines) -> None:
         self._engines = engines
         self._prepared: set[str] = set()
+        self._tables: set[str] = set()
+        self._has_asset_columns = False
         super().__init__(base_dir)
 
     @contextmanager
@@ -41,9 +43,17 @@ class PooledEventLogStorage(SqliteEventLogStorage):
             os.utime(self.path_for_shard(event.run_id))
 
     def has_table(self, table_name: str) -> bool:
-        """Whether the index has this table."""
-        with self.index_connection() as connection:
-            return sqlalchemy.inspect(connection).has_table(table_name)
+        """Whether the index has this table, which once there stays there."""
+        if table_name not in self._tables:
+            with self.index_connection() as connection:
+                if not sqlalchemy.inspect(connection).has_table(table_name):
+                    return False
+            self._tables.add(table_name)
+        return True
+
+    def _has_asset_key_index_cols_on_connection(self, conn: Connection) -> bool:
+        self._has_asset_columns = self._has_asset_columns or super()._has_asset_key_index_cols_on_connection(conn)
+        return self._has_asset_columns
 
     def dispose(self) -> None:
         """Stop watching and close all connections."""
@@ -53,7 +63,7 @@ class PooledEventLogStorage(SqliteEventLogStorage):
     def _prepare(self, path: Path) -> None:
         """Make the database, or finish one that another process has begun to make in the stock way."""
         if not path.exists():
-            create_from_template(path)
+            return create_from_template(path)
         with self._engines.connect(path) as connection:
             whole = sqlalchemy.inspect(connection).has_table("alembic_version")
         if not whole:

@@ -68,6 +68,13 @@ class _Pooled:
 
 
 class _RunStorage(_Pooled, SqliteRunStorage):
+    _has_times = False
+
+    def has_run_stats_index_cols(self) -> bool:
+        """Whether runs have the columns of times, which once there stay there."""
+        self._has_times = self._has_times or super().has_run_stats_index_cols()
+        return self._has_times
+
     @classmethod
     def of_folder(cls, folder: Path, synchronous: Synchronous) -> _RunStorage:
         SqliteRunStorage.from_local(str(folder))  # makes the tables, or brings the older ones up to date

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from functools import cache
 from pathlib import Path
 
 import dagster
 
-from mloc_dagster.files.atomic import sync_folder
+from mloc_dagster.files.atomic import half_file, half_folder, sync_folder
 
 
 def create_from_template(path: Path) -> None:
     """Make the event database of a run, whole or not at all; leaves one that is there alone."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = half_file(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(template(path.parent))
@@ -40,11 +39,11 @@ def template(folder: Path) -> bytes:
 def _make(kept: Path) -> None:
     from dagster._core.storage.event_log import SqliteEventLogStorage
 
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".template-") as aside:
-        stock = SqliteEventLogStorage(aside)
+    with half_folder(kept.parent, "template") as aside:
+        stock = SqliteEventLogStorage(str(aside))
         with stock.run_connection("empty"):
             pass  # connecting makes the tables; the last one to close writes all of it into the one file
-        made = Path(aside) / "empty.db"
+        made = aside / "empty.db"
         with made.open("rb") as file:
             os.fsync(file.fileno())
         made.replace(kept)

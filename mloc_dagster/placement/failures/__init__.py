@@ -1,0 +1,1 @@
+"""What becomes of work that failed: its cause, another attempt or none, signs of life, dead letters."""

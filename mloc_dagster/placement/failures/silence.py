@@ -1,0 +1,79 @@
+"""Signs of life of a process, and when their absence means that it is lost."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import psutil
+
+LOST_AFTER = "MLOC_LOST_AFTER_SECONDS"
+_DEFAULT_SECONDS = 120.0
+_LEAST_SECONDS = 3.0
+"""Work gives a sign of life each second; a bound must bear a few that come late."""
+_LONGEST_LOOK_SECONDS = 2.0
+"""So much of the time between two looks counts: whoever looks may have been stopped, too."""
+
+
+def lost_after() -> float | None:
+    """Return after how many silent seconds work is lost, from MLOC_LOST_AFTER_SECONDS; None: never (it is 0).
+
+    Raises ValueError, with a message for people, when that is no such number.
+    """
+    text = os.environ.get(LOST_AFTER) or str(_DEFAULT_SECONDS)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if seconds == 0:
+        return None
+    if not _LEAST_SECONDS <= seconds < float("inf"):
+        raise ValueError(f"{LOST_AFTER} is {text!r}: write seconds, {_LEAST_SECONDS:g} or more, or 0 for never")
+    return seconds
+
+
+class Silence:
+    """Counts seconds without a sign of life, only those that were watched."""
+
+    def __init__(self, limit: float | None) -> None:
+        self._limit, self._silent, self._looked = limit, 0.0, time.monotonic()
+
+    def over(self, alive: bool) -> bool:
+        """Note whether there was a sign of life since the last look; returns whether the limit is passed."""
+        now = time.monotonic()
+        self._silent = 0.0 if alive else self._silent + min(now - self._looked, _LONGEST_LOOK_SECONDS)
+        self._looked = now
+        return self._limit is not None and self._silent > self._limit
+
+
+class Pulse:
+    """Signs of life of one process: a file that it touches, where there is one, and the CPU time that it uses.
+
+    The latter is for work that keeps its own threads from running, such as a long call into a library.
+    """
+
+    def __init__(self, pid: int, beats: Path | None = None) -> None:
+        self._pid, self._beats = pid, beats
+        self._seen = self._now()
+
+    def felt(self) -> bool:
+        """Whether there was a sign of life since this was asked last."""
+        before, self._seen = self._seen, self._now()
+        return self._seen != before
+
+    def _now(self) -> tuple[int, float]:
+        return self._touched(), self._used()
+
+    def _touched(self) -> int:
+        try:
+            return self._beats.stat().st_mtime_ns if self._beats else 0
+        except OSError:
+            return 0
+
+    def _used(self) -> float:
+        try:
+            times = psutil.Process(self._pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return times.user + times.system
