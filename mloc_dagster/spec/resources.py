@@ -31,7 +31,7 @@ class Hardware(Section):
     cpu: Cpu | None = None
     """Cores: 8, 0.5 or 500m."""
     memory: Bytes | None = None
-    """Memory: 64Gi, 32GiB; 1024-based."""
+    """Memory: 64Gi, 32GiB; 1024-based. A stage without an engine is held to it, where control groups can be made."""
     gpu: Gpu | None = None
     """GPUs."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from executors.cgroup import Cgroup
 from executors.heartbeat import BEATS
 from executors.parent import PARENT
 from mloc_dagster.placement.failures.silence import Pulse, Silence
@@ -27,12 +28,16 @@ Report = Callable[[dict[str, Json]], None]
 
 @dataclass(frozen=True)
 class Ended:
-    """How the work ended: exit code, and whether we ended it: for its time limit, cancelled, or for its silence."""
+    """How the work ended: exit code, and whether we ended it: for its time limit, cancelled, or for its silence.
+
+    `out_of_memory`: the kernel killed some of it at its bound of memory.
+    """
 
     code: int
     timed_out: bool = False
     cancelled: bool = False
     silent: bool = False
+    out_of_memory: bool = False
 
 
 def run_job(
@@ -43,21 +48,23 @@ def run_job(
     cancelled: Callable[[], bool],
     timeout: float | None,
     lost_after: float | None = None,
+    memory_bytes: int | None = None,
     lock: int | None = None,
 ) -> Ended:
     """Run `python -m executors.host JOB` to its end; progress lines go to `report` as they appear.
 
     Ends the whole process group (SIGTERM, a grace period to write a checkpoint, SIGKILL) when `cancelled` turns true,
     when `timeout` seconds have passed, or when this call is interrupted. Kills it when it gave no sign of life for
-    `lost_after` seconds. The work holds on to the file descriptor `lock`: should this process be killed, the lock stays
-    until the work has ended.
+    `lost_after` seconds. It gets `memory_bytes` at most, where this user can make a control group. The work holds on to
+    the file descriptor `lock`: should this process be killed, the lock stays until the work has ended.
     """
     logs.mkdir(parents=True, exist_ok=True)
     progress = _Tail(logs / "progress.jsonl")
+    command = [sys.executable, "-u", "-m", "executors.host", str(job)]
+    group = Cgroup.make(memory_bytes=memory_bytes) if memory_bytes else None
     with (logs / "stdout.log").open("ab") as output:
-        command = [sys.executable, "-u", "-m", "executors.host", str(job)]
         child = subprocess.Popen(
-            command,
+            group.entering(command) if group else command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -79,9 +86,11 @@ def run_job(
                 return Ended(end_group(child), silent=True)
             _wait(child)
         progress.read(report)
-        return Ended(child.returncode)
+        return Ended(child.returncode, out_of_memory=bool(group and group.kills()))
     finally:
         end_group(child)
+        if group:
+            group.end()
 
 
 def end_group(child: subprocess.Popen[bytes]) -> int:

@@ -26,6 +26,7 @@ from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.sources import Cache, PullError, pull_dataset, pull_model
 from mloc_dagster.spec.base import Json
+from mloc_dagster.spec.quantity import format_bytes
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.store.results import note_task, write_envelope
@@ -162,6 +163,7 @@ def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report, 
         cancelled=run.cancelled,
         timeout=stage.spec.timeout_seconds,
         lost_after=patience,
+        memory_bytes=_most_memory(stage),
         lock=lock,
     )
     if ended.cancelled:
@@ -173,7 +175,14 @@ def _execute(stage: Stage, job: Path, work: Path, run: RunInfo, report: Report, 
         raise StepFailed(f"{stage.name} {_SILENT.format(patience)}", Cause.WORKER_LOST)
     if ended.code == 0 and (work / "result.json").is_file():
         return None
-    raise _failure(stage, ended.code, work, kernel_killed=diagnosis.oom_kills() > killed)
+    kernel_killed = ended.out_of_memory or diagnosis.oom_kills() > killed
+    raise _failure(stage, ended, work, kernel_killed=kernel_killed)
+
+
+def _most_memory(stage: Stage) -> int | None:
+    """What a stage is held to; one that may start a warm engine is not, since that serves other stages too."""
+    memory, kind = stage.spec.resources.hardware.memory, known()[stage.spec.task_type]
+    return memory * stage.spec.resources.replicas if memory and not kind.reads("model.vllm") else None
 
 
 def _execute_here(job: Path) -> None:
@@ -189,23 +198,28 @@ def _execute_here(job: Path) -> None:
     atomic.write_text(given.out / "result.json", result.model_dump_json(indent=1))
 
 
-def _failure(stage: Stage, code: int, work: Path, *, kernel_killed: bool) -> StepFailed:
+def _failure(stage: Stage, ended: process.Ended, work: Path, *, kernel_killed: bool) -> StepFailed:
     log = f"log: {work / 'logs' / 'stdout.log'}"
     try:
         error = json.loads((work / "error.json").read_text("utf-8"))
     except (OSError, ValueError):
-        cause = diagnosis.of_exit(code, kernel_killed)
-        what = f"{stage.name} {_ending(code, cause)}"
+        cause = diagnosis.of_exit(ended.code, kernel_killed)
+        what = f"{stage.name} {_ending(stage, ended, cause)}"
         return StepFailed(f"{what}\n{log}\n{process.last_lines(work / 'logs' / 'stdout.log')}", cause)
     cause = diagnosis.of_error(error["kind"], error["message"])
+    if ended.out_of_memory and cause is Cause.INTERNAL:  # one of several processes was killed, and the others failed
+        cause = Cause.OUT_OF_MEMORY
     hint = diagnosis.MEMORY_HINT if cause is Cause.OUT_OF_MEMORY else error.get("hint")
     parts = (f"{stage.name}: {error['message']}", hint, "" if cause is Cause.USER else log)
     return StepFailed("\n".join(filter(None, parts)), cause)
 
 
-def _ending(code: int, cause: Cause) -> str:
+def _ending(stage: Stage, ended: process.Ended, cause: Cause) -> str:
     if cause is Cause.OUT_OF_MEMORY:
-        return f"was killed by the kernel, out of memory. {diagnosis.MEMORY_HINT}"
+        bound = f"resources.hardware.memory {format_bytes(_most_memory(stage) or 0)}"
+        why = f"it needs more than {bound}" if ended.out_of_memory else "the machine was out of memory"
+        return f"was killed by the kernel: {why}. {diagnosis.MEMORY_HINT}"
+    code = ended.code
     ending = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"{ending} (from outside)" if cause is Cause.WORKER_LOST else ending
 

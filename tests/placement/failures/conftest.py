@@ -39,6 +39,8 @@ class FailExecutor:
         raise ExecutorError("there is no column x", "columns: a, b")
     def memory(self):
         bytearray(1 << 60)
+    def greedy(self):
+        bytearray(3 << 30)[:] = bytes(3 << 30)
     def cuda(self):
         class OutOfMemoryError(RuntimeError): pass
         raise OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")

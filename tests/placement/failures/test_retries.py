@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 
+from executors.cgroup import Cgroup
 from mloc_dagster.definitions.submit import create_run, store_spec
 from mloc_dagster.definitions.worker import execute
 from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause
@@ -30,6 +31,14 @@ spec:
   {more}
 """
 Carry = Callable[..., DagsterRun]
+
+
+def control_groups() -> bool:
+    """Whether this user can make them."""
+    group = Cgroup.make()
+    if group:
+        group.end()
+    return group is not None
 
 
 @pytest.fixture
@@ -92,6 +101,14 @@ def test_stopped_work_gets_another_attempt(carry: Carry, tmp_path: Path, monkeyp
     run = carry("stopped", times=1)
     assert run.status is DagsterRunStatus.SUCCESS
     assert len((tmp_path / "count").read_text().split()) == 2
+
+
+@pytest.mark.skipif(not control_groups(), reason="this user cannot make control groups here")
+def test_work_is_held_to_the_memory_that_it_asks_for(carry: Carry, instance: DagsterInstance, tmp_path: Path) -> None:
+    run = carry("greedy", more="resources: {hardware: {memory: 1Gi}}")
+    assert run.tags[CAUSE] == "out_of_memory" and run.tags[ATTEMPTS] == "2"
+    [fault] = faults_of(instance, run)
+    assert "was killed by the kernel: it needs more than resources.hardware.memory 1.0 GiB" in fault.message
 
 
 def test_a_killed_process_of_the_kernels_is_out_of_memory(carry: Carry, monkeypatch: pytest.MonkeyPatch) -> None:
