@@ -136,7 +136,7 @@ def _retry_or_fail(context: AssetExecutionContext, step: Step, error: StepFailed
 def note_cause(instance: DagsterInstance, run_id: str, cause: Cause, attempts: int | None = None) -> None:
     """Tag a run with why it fails, and with the attempts at the step that failed; the first to say it is believed."""
     run = instance.get_run_by_id(run_id)
-    if run is not None and CAUSE not in run.tags:
+    if run is not None and not run.tags.get(CAUSE):
         instance.add_run_tags(run_id, {CAUSE: cause.value, **({ATTEMPTS: str(attempts)} if attempts else {})})
 
 

@@ -114,7 +114,7 @@ def _run(instance: DagsterInstance, home: Home, task: TaskFile, path: Path) -> s
     else:
         job_name = store_spec(home, task, base=home.inbox)
         run = create_run(instance, compile_plan(task), job_name, fresh=False, tags={DROP: drop})
-    if run.status in _WAITING and WORKER not in run.tags:
+    if run.status in _WAITING and not run.tags.get(WORKER):
         instance.launch_run(run.run_id, None)  # pyright: ignore[reportArgumentType] - our launcher needs no workspace
     return run.run_id
 

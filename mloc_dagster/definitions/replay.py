@@ -99,7 +99,7 @@ def next_attempt_id(run_id: str) -> str:
 
 def _lost_itself(run: DagsterRun) -> bool:
     """Whether the run's own worker was lost; a step whose work was lost has had its attempts within the run."""
-    return run.tags.get(CAUSE) == Cause.WORKER_LOST.value and ATTEMPTS not in run.tags
+    return run.tags.get(CAUSE) == Cause.WORKER_LOST.value and not run.tags.get(ATTEMPTS)
 
 
 def _most_retries(plan: Plan) -> int:

@@ -33,7 +33,7 @@ def _faults(run: DagsterRun, events: list[DagsterEvent]) -> Iterator[StepFault]:
     for event in steps:
         yield _of_step(run, event)
     if not steps and events:
-        yield StepFault("run", events[0].message or "", run.tags.get(CAUSE), int(run.tags.get(ATTEMPTS, "1")))
+        yield StepFault("run", events[0].message or "", run.tags.get(CAUSE) or None, int(run.tags.get(ATTEMPTS) or 1))
 
 
 def _of_step(run: DagsterRun, event: DagsterEvent) -> StepFault:
@@ -42,5 +42,5 @@ def _of_step(run: DagsterRun, event: DagsterEvent) -> StepFault:
     metadata = told.metadata if told else {}
     message = (told.description if told else None) or (data.error.message.strip() if data.error else event.message)
     cause = metadata["cause"].value if "cause" in metadata else run.tags.get(CAUSE)
-    attempts = metadata["attempts"].value if "attempts" in metadata else run.tags.get(ATTEMPTS, "1")
+    attempts = metadata["attempts"].value if "attempts" in metadata else run.tags.get(ATTEMPTS) or 1
     return StepFault((event.step_key or "").replace("__", "/"), message or "", str(cause), int(str(attempts)))

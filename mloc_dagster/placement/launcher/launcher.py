@@ -132,7 +132,7 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         """
         if run.status is DagsterRunStatus.STARTING and worker_of(run) is None and launcher_is_gone(run):
             return CheckRunHealthResult(WorkerStatus.FAILED, "the process that was starting its worker was killed")
-        if WORKER not in run.tags:
+        if not run.tags.get(WORKER):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not started by this launcher")
         if worker_of(run) is not None:
             return CheckRunHealthResult(WorkerStatus.RUNNING)

@@ -11,10 +11,14 @@ from dagster._config import IntSource
 from dagster._core.run_coordinator import DefaultRunCoordinator, QueuedRunCoordinator, SubmitRunContext
 from dagster._serdes import ConfigurableClassData
 
+from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE
+from mloc_dagster.placement.launcher.workers import LAUNCHER, WORKER
+from mloc_dagster.placement.queue.asked import WAITING
 from mloc_dagster.placement.queue.items import Policy
 from mloc_dagster.placement.queue.signals import daemon_is_there, knock
 
 _DEFAULTS = Policy()
+_OF_ONE_RUN = (WORKER, LAUNCHER, CAUSE, ATTEMPTS, WAITING)
 
 
 class QueueCoordinator(QueuedRunCoordinator):
@@ -66,6 +70,7 @@ class QueueCoordinator(QueuedRunCoordinator):
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Have a run wait, and wake the daemon; or start it, where there is none to wait for."""
+        self._forget_another(context.dagster_run)
         if not self._waits and not daemon_is_there(self._root):
             at_once = DefaultRunCoordinator()
             at_once.register_instance(self._instance)
@@ -79,6 +84,12 @@ class QueueCoordinator(QueuedRunCoordinator):
         done = super().cancel_run(run_id)
         knock(self._root)
         return done
+
+    def _forget_another(self, run: DagsterRun) -> None:
+        """Empty what Dagster's re-execution has copied of the run before; a run cannot lose a tag."""
+        copied = {tag: "" for tag in _OF_ONE_RUN if run.tags.get(tag)}
+        if copied:
+            self._instance.add_run_tags(run.run_id, copied)
 
     @property
     def _root(self) -> Path:

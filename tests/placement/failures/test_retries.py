@@ -16,10 +16,11 @@ from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause
 from mloc_dagster.placement.failures.faults import faults_of
 from mloc_dagster.placement.failures.letters import DeadLetter, dead_letters
 from mloc_dagster.placement.failures.silence import LOST_AFTER
+from mloc_dagster.placement.launcher.workers import WORKER
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, write
+from tests.definitions.conftest import get, status, write
 
 FAIL = """\
 apiVersion: mloc/v1
@@ -88,6 +89,19 @@ def test_a_step_that_does_well_at_last_leaves_no_cause(carry: Carry, instance: D
     assert run.status is DagsterRunStatus.SUCCESS and CAUSE not in run.tags
     assert len(instance.all_logs(run.run_id, of_type=DagsterEventType.STEP_UP_FOR_RETRY)) == 1
     assert dead_letters(instance) == []
+
+
+def test_a_run_forgets_what_was_told_of_the_one_that_it_was_copied_from(
+    instance: DagsterInstance, home: Home, tmp_path: Path, fail: None
+) -> None:
+    values = {"name": "t", "how": "user", "times": 1, "retries": 0, "more": "", "count": tmp_path / "count"}
+    plan = compile_plan(load_file(write(tmp_path / "task.yaml", FAIL, **values)))
+    copied = {WORKER: "1:0", CAUSE: "worker_lost", ATTEMPTS: "3"}
+    run = create_run(instance, plan, store_spec(home, plan.task), fresh=False, tags=copied)
+    instance.submit_run(run.run_id, None)  # pyright: ignore[reportArgumentType]
+    assert status(instance, run.run_id) is DagsterRunStatus.FAILURE
+    ended = get(instance, run.run_id)
+    assert (ended.tags[CAUSE], ended.tags[ATTEMPTS]) == ("user", "1") and ended.tags[WORKER] != "1:0"
 
 
 def test_a_time_limit_has_one_attempt(carry: Carry, instance: DagsterInstance) -> None:
