@@ -80,9 +80,8 @@ class Summary:
         for error in self.errors:
             console.print(Text(f"{error.step}: {error.message}", style="red"), soft_wrap=True)
         why = f" ({self.cause}; again: mloc replay {self.run_id[:8]})" if self.cause else ""
-        console.print(
-            Text(f"{self.status.lower()}: {self.task} {self.task_id}{why}", style=_FINE.get(self.status, "yellow"))
-        )
+        ended = Text(f"{self.status.lower()}: {self.task} {self.task_id}{why}", style=_FINE.get(self.status, "yellow"))
+        console.print(ended, soft_wrap=True)
         for label, path in (
             ("results", self.folder),
             *(("manifest", stage.folder / "manifest.json") for stage in self.stages[-1:]),
