@@ -80,9 +80,10 @@ def disk_use(folders: Sequence[Path]) -> DiskUse:
             with os.scandir(waiting.pop()) as found:
                 for entry in found:
                     entries += 1
-                    total += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        waiting.append(entry.path)
+                    with suppress(OSError):  # it is gone already; the others count
+                        total += entry.stat(follow_symlinks=False).st_blocks * 512
+                        if entry.is_dir(follow_symlinks=False):
+                            waiting.append(entry.path)
         except OSError:
             continue
     return DiskUse(total, entries)

@@ -86,7 +86,7 @@ def _run_info(context: AssetExecutionContext) -> RunInfo:
     grant = Grant.of_run(run)
     return RunInfo(
         run_id=run.run_id,
-        task_id=run.tags.get(TASK_ID) or run.root_run_id or run.run_id,
+        task_id=_task_id(context.instance, run),
         home=Home.current(),
         fresh=run.tags.get(FRESH) == "true",
         on_cpu=run.tags.get(ON) == "cpu" or inventory.cpu_forced(),
@@ -94,6 +94,15 @@ def _run_info(context: AssetExecutionContext) -> RunInfo:
         earlier=frozenset(_earlier(context.instance, run)),
         granted=grant.devices if grant else None,
     )
+
+
+def _task_id(instance: DagsterInstance, run: DagsterRun) -> str:
+    """The id of the run's task; a tag names another task's only in a run that goes on from it, for anyone sets tags."""
+    given, own = run.tags.get(TASK_ID), run.root_run_id or run.run_id
+    if given in (None, "", own, run.run_id):
+        return given or own
+    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return _task_id(instance, before) if before is not None and before.tags.get(TASK_ID) == given else own
 
 
 def _earlier(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:

@@ -49,6 +49,9 @@ def replay(instance: DagsterInstance, run: DagsterRun) -> str:
         raise ReplayRefused(f"{short} is {run.status.value}; only what failed or was cancelled is replayed", how)
     before = instance.get_runs(RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}))
     for one in before:
+        if one.status is DagsterRunStatus.NOT_STARTED:  # who made it was killed before it was submitted
+            instance.submit_run(one.run_id, None)  # pyright: ignore[reportArgumentType]
+            return one.run_id
         if one.status not in _AGAIN:
             hint = f"see: mloc show {one.run_id[:8]}"
             raise ReplayRefused(f"{short} has been replayed already: {one.run_id[:8]} is {one.status.value}", hint)

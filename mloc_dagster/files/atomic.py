@@ -60,7 +60,13 @@ def sweep(root: Path, *, least_age: float = _LOCKING_SECONDS) -> list[Path]:
 
     Those that are younger than `least_age` seconds stay: only who knows that nobody writes there may give 0.
     """
-    return [path for path in root.rglob(f".*{HALF}") if _abandoned(path, least_age) and _removed(path)]
+    found = [
+        Path(folder) / name
+        for folder, folders, files in os.walk(root)  # bears what vanishes meanwhile, and follows no link
+        for name in (*folders, *files)
+        if name.startswith(".") and name.endswith(HALF)
+    ]
+    return [path for path in found if _abandoned(path, least_age) and _removed(path)]
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import PurePosixPath
 
 from starlette.datastructures import UploadFile
@@ -53,7 +54,7 @@ async def several(request: Request) -> list[Document]:
     if not found:
         raise Problem(400, "the body holds no task", "send YAML documents with --- between them, or a JSON list")
     if len(found) > MAX_TASKS:
-        raise Problem(413, f"the body holds {len(found)} tasks; at most {MAX_TASKS} are taken at once", "send less")
+        raise Problem(413, f"the body holds more than {MAX_TASKS} tasks, which is the most at once", "send less")
     return found
 
 
@@ -70,10 +71,18 @@ async def _documents(request: Request, most: int, bulk: bool) -> list[Document]:
         raise Problem(408, f"the body took longer than {_BODY_SECONDS:.0f} s", "send it at once") from None
     except ClientDisconnect:
         raise Problem(400, "the body ended early", "send it again") from None
-    text = _text(body)
-    if kind == "application/json":
-        return list(_json(text, bulk))
-    return list(_split(text, "<body>", "task")) if bulk else [Document(text)]
+    return await asyncio.to_thread(_parsed, _text(body), kind == "application/json", bulk)
+
+
+def _parsed(text: str, as_json: bool, bulk: bool) -> list[Document]:
+    if as_json:
+        return _few(_json(text, bulk))
+    return _few(_split(text, "<body>", "task")) if bulk else [Document(text)]
+
+
+def _few(documents: Iterator[Document]) -> list[Document]:
+    """No more than it takes to see that there are too many."""
+    return list(islice(documents, MAX_TASKS + 1))
 
 
 async def _read(request: Request, most: int) -> bytes:
@@ -99,7 +108,11 @@ async def _form(request: Request, most: int, bulk: bool) -> list[Document]:
                     )
                 file = PurePosixPath((value.filename or "task").replace("\\", "/")).name or "task"
                 text, name = _text(await value.read()), _NAME.sub("-", PurePosixPath(file).stem)
-                found.extend(_split(text, file, name) if bulk else [Document(text, file, name)])
+                found += (
+                    await asyncio.to_thread(_few, _split(text, file, name)) if bulk else [Document(text, file, name)]
+                )
+                if len(found) > MAX_TASKS:
+                    break
     except HTTPException as error:  # Starlette's own, for a form that is not one
         raise Problem(400, f"the form cannot be read: {error.detail[:200]}", "send it as curl -F does") from None
     return found
@@ -139,12 +152,20 @@ def _text(body: bytes) -> str:
 
 def _split(text: str, file: str, name: str) -> Iterator[Document]:
     """The documents of a YAML stream; inside one, no line can begin with `---` (YAML 1.2, 9.1.2)."""
-    starts = [match.end() for match in _DOCUMENT.finditer(text)]
-    ends = [match.start() for match in _DOCUMENT.finditer(text)]
-    for start, end in zip([0, *starts], [*ends, len(text)], strict=True):
-        part = text[start:end]
+    line = before = 0
+    for start, end in _between(text):
+        line, before, part = line + text.count("\n", before, start), start, text[start:end]
         if any(line.strip() and not line.startswith(("#", "%", "...")) for line in part.splitlines()):
-            yield Document(part, file, name, text.count("\n", 0, start))
+            yield Document(part, file, name, line)
+
+
+def _between(text: str) -> Iterator[tuple[int, int]]:
+    """Where documents begin and end."""
+    start = 0
+    for mark in _DOCUMENT.finditer(text):
+        yield start, mark.start()
+        start = mark.end()
+    yield start, len(text)
 
 
 def _json(text: str, bulk: bool) -> Iterator[Document]:

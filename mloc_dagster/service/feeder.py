@@ -12,13 +12,13 @@ import logging
 import os
 import select
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dagster import DagsterInstance, DagsterRunStatus
 from dagster_shared.error import DagsterError
-from sqlalchemy.exc import OperationalError
 
 from mloc_dagster.definitions.instance import hold_connections, open_instance
 from mloc_dagster.definitions.submit import create_run, store_spec
@@ -30,6 +30,9 @@ from mloc_dagster.store.home import Home
 _AT_ONCE = 10
 """So many tasks are claimed together: a claim waits for the disk."""
 _LOOK_SECONDS = 1.0
+_PATIENCE_SECONDS = 600.0
+_failing: dict[str, float] = {}
+"""Since when a task cannot be made a run of, by the clock of this process."""
 _log = logging.getLogger("mloc")
 
 
@@ -52,26 +55,35 @@ def main(lane: int) -> None:
 
 
 def feed(instance: DagsterInstance, home: Home, intake: Intake, lane: int) -> int:
-    """Make runs of the first tasks of a lane; returns how many were looked at."""
+    """Make runs of the first tasks of a lane; returns how many need no further look."""
     found = intake.claim(lane, _AT_ONCE)
     done = []
     try:
         for task in found:
             try:
                 _submit(instance, home, task)
-            except (OSError, OperationalError):
-                raise  # the disk or the database: tried again
-            except Exception as error:
-                told = (
-                    str(error) if isinstance(error, (SpecError, DagsterError)) else f"{type(error).__name__}: {error}"
-                )
-                intake.refuse(task.run_id, told)
-            else:
-                done.append(task.run_id)
+            except (SpecError, DagsterError) as error:
+                _refuse(instance, intake, task, str(error))
+            except Exception as error:  # the disk, the database: tried again, but not for ever
+                since = _failing.setdefault(task.run_id, time.monotonic())
+                if time.monotonic() - since < _PATIENCE_SECONDS:
+                    _log.warning("no run of task %s just now: %s: %s", task.run_id, type(error).__name__, error)
+                    continue
+                _refuse(instance, intake, task, f"{type(error).__name__}: {error}")
+            _failing.pop(task.run_id, None)
+            done.append(task.run_id)
     finally:
         if done:
             intake.done(done)
-    return len(found)
+    return len(done)
+
+
+def _refuse(instance: DagsterInstance, intake: Intake, task: Accepted, error: str) -> None:
+    """Note why there is no run of a task; one that is there already fails, so that it can be replayed."""
+    intake.refuse(task.run_id, error)
+    run = instance.get_run_by_id(task.run_id)
+    if run is not None and run.status is DagsterRunStatus.NOT_STARTED:
+        instance.report_run_failed(run, message=f"it could not be submitted: {error}")
 
 
 def _submit(instance: DagsterInstance, home: Home, task: Accepted) -> None:

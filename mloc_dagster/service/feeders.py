@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from contextlib import suppress
 
 from mloc_dagster.service.intake import LANES
 
+_log = logging.getLogger("mloc")
 _AGAIN_SECONDS = 2.0
 _END_SECONDS = 20.0
 
@@ -57,7 +59,10 @@ class Feeders:
             with self._lock:
                 for lane, process in enumerate(self._processes):
                     if process.poll() is not None and not self._closed.is_set():
-                        self._processes[lane] = _start(lane)
+                        try:
+                            self._processes[lane] = _start(lane)
+                        except OSError as error:  # no memory just now: the next look tries again
+                            _log.warning("lane %d of the intake has no feeder: %s", lane, error)
 
 
 def _start(lane: int) -> subprocess.Popen[bytes]:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import html
-from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import HTMLResponse, RedirectResponse, Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from mloc_dagster.service import tokens as kept
@@ -20,6 +19,8 @@ LOGIN = "/login"
 _OPEN = frozenset({"/healthz", "/readyz"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_FORM = 4096
+_LONGEST_BODY = 17 << 20
+"""Of any route; those of tasks have smaller bounds of their own."""
 _WAY_OUT = "send Authorization: Bearer TOKEN; `mloc token url` prints an address that logs a browser in"
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>MLOC</title>
 <body style="font-family: system-ui; max-width: 36rem; margin: 15vh auto">
@@ -53,7 +54,12 @@ class Guard:
         except Problem as problem:
             await _refuse(problem, scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        length = Headers(scope=scope).get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > _LONGEST_BODY:
+            problem = Problem(413, f"the body is larger than {_LONGEST_BODY >> 20} MiB", "send less at once")
+            await _refuse(problem, scope, receive, send)
+            return
+        await self._app(scope, _bounded(receive), send)
 
     def _token(self, scope: Scope) -> Token:
         """Return the token of a request; raises Problem when there is none, or when it does not open this."""
@@ -102,6 +108,19 @@ def cookie_name(scope: Scope) -> str:
     return f"mloc_session_{scope['server'][1]}"
 
 
+def _bounded(receive: Receive) -> Receive:
+    """A body that says nothing of its length ends where it is too long: Dagster's own routes read all that comes."""
+    seen = 0
+
+    async def bounded() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        return {"type": "http.disconnect"} if seen > _LONGEST_BODY else message
+
+    return bounded
+
+
 def _needed(scope: Scope) -> kept.Scope:
     """What opens a path. What GraphQL may change is decided by Dagster, from the rights of the request's context."""
     if scope["type"] == "http" and scope["path"] != "/graphql" and scope["method"] not in _SAFE:
@@ -110,11 +129,7 @@ def _needed(scope: Scope) -> kept.Scope:
 
 
 def _cookie(headers: Headers, name: str) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return found.value if found else ""
+    return cookie_parser(headers.get("cookie", "")).get(name, "")  # bears cookies of others that are no good
 
 
 def _check_origin(headers: Headers) -> None:

@@ -107,10 +107,11 @@ class Intake:
         return found
 
     def done(self, run_ids: Sequence[str]) -> None:
-        """Forget tasks that are runs of Dagster now."""
+        """Forget tasks that are runs of Dagster now; those that were refused meanwhile stay."""
         old = (_table.c.accepted_at < time.time() - _KEPT_SECONDS) & _table.c.state.in_(("canceled", "refused"))
+        fed = _table.c.run_id.in_(run_ids) & (_table.c.state == "feeding")
         with self._writing() as connection:
-            connection.execute(sa.delete(_table).where(_table.c.run_id.in_(run_ids) | old))
+            connection.execute(sa.delete(_table).where(fed | old))
 
     def refuse(self, run_id: str, error: str) -> None:
         """Note that no run can be made of a task, and why."""

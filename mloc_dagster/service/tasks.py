@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +35,7 @@ from mloc_dagster.spec.taskfile import TaskFile
 SUBMITTED_BY = "mloc/submitted_by"
 """Run tag: the name of the token that a task came with."""
 ACCEPTED = "ACCEPTED"
+_log = logging.getLogger("mloc")
 _STATES: Mapping[str, tuple[State, ...]] = {
     ACCEPTED: ("waiting", "feeding"), "CANCELED": ("canceled",), "FAILURE": ("refused",),
 }  # fmt: skip
@@ -136,16 +138,29 @@ class Tasks:
             except SpecError as error:
                 answers.append(problems.of_faults(error.faults))
                 continue
+            except Exception:  # a fault of ours in one task is not the others'
+                _log.exception("a task could not be checked")
+                answers.append(Problem(500, "this task could not be checked", "the log of the service says why"))
+                continue
             if options.dry_run:
                 answers.append(_dry(checked))
                 continue
             one = self._accept(document, checked.task, options, sender)
             accepted.append(one)
             answers.append({**_row_of(one), "warnings": list(checked.warnings)})
-        if accepted:
-            self._intake.add(accepted)
-            self._knock()
+        if accepted and not self._added(accepted):
+            later = Problem(503, "the task could not be stored", "send it again", headers={"Retry-After": "1"})
+            return [one if isinstance(one, Problem) else later for one in answers]
         return answers
+
+    def _added(self, accepted: Sequence[Accepted]) -> bool:
+        try:
+            self._intake.add(accepted)
+        except Exception:  # those of the parts before are stored, and the client must learn their ids
+            _log.exception("%d tasks could not be stored", len(accepted))
+            return False
+        self._knock()
+        return True
 
     def _check(self, document: Document) -> _Checked:
         try:

@@ -28,7 +28,10 @@ def shipped() -> dict[str, Path]:
 def in_workspace(name: str, base: Path) -> Path | None:
     """Return the profile file of the folder `agents` beside a task file, or None."""
     path = base / _FOLDER / f"{name}.yaml"
-    return path if NAME.fullmatch(name) and path.is_file() else None
+    try:
+        return path if NAME.fullmatch(name) and path.is_file() else None
+    except OSError:  # longer than a file's name can be
+        return None
 
 
 def find(config_name: str) -> Path | None:

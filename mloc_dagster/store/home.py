@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
+_PLAIN = re.compile(r"\w[\w.-]{0,199}")
 _MOUNTS = ("mnt", "shared", "artifacts", "ignored", "results")
 
 
@@ -61,7 +63,9 @@ class Home:
         return self.root / "dagster"
 
     def run_folder(self, task_id: str, stage: str) -> Path:
-        """Return the folder of one stage of one task."""
+        """Return the folder of one stage of one task; raises ValueError for an id that is no plain name."""
+        if not _PLAIN.fullmatch(task_id):
+            raise ValueError(f"{task_id[:80]!r} is no task id")
         return self.results / task_id / stage
 
     def resolve_inside(self, logical: str) -> Path:

@@ -49,6 +49,29 @@ def test_the_path_cannot_be_disguised(service: Service) -> None:
             assert raw.recv(100).startswith(b"HTTP/1.1 401"), path
 
 
+def test_cookies_of_others_do_no_harm(service: Service) -> None:
+    """On one host all ports share the cookies: what another tool has set stands beside ours."""
+    port = urlsplit(service.address).port
+    code = Tokens(service.home).new_code(Tokens(service.home).all()[0].id)
+    session = service("GET", f"/login?code={code}", None).cookies[f"mloc_session_{port}"]
+    for other in ("path=/x", "flag", 'a="b', "domain=x; flag; b[]={1}"):
+        headers = {"Cookie": f"{other}; mloc_session_{port}={session}"}
+        assert service("GET", "/server_info", None, headers=headers).status_code == 200, other
+
+
+def test_no_route_reads_a_body_without_end(service: Service) -> None:
+    many = b"x" * (18 << 20)
+    told = service("POST", "/graphql", "read", data=many, headers={"Content-Type": "application/json"})
+    assert told.status_code == 413
+    chunks = (many[: 1 << 20] for _ in range(18))
+    try:
+        answer = service("POST", "/graphql", "read", data=chunks, headers={"Content-Type": "application/json"})
+        assert answer.status_code >= 400
+    except requests.ConnectionError:
+        pass  # hung up on
+    assert service("GET", "/healthz", None).status_code == 200
+
+
 def test_scopes(service: Service) -> None:
     assert service("GET", "/api/v1/tasks", "read").status_code == 200
     for method, path in (("POST", "/api/v1/tasks"), ("DELETE", "/api/v1/tasks/x"), ("POST", "/report_asset_check/a")):

@@ -34,6 +34,7 @@ from mloc_dagster.store.home import Home
 _TICK_SECONDS = 1.0
 _QUIET = 0.05
 """Seconds without a request after which there is time for other things."""
+_NO_SPARES_SECONDS = 10.0
 _LULL = 0.2
 """Seconds without an event after which a child is forked ahead."""
 _PATIENCE_SECONDS = 5.0
@@ -101,6 +102,7 @@ class _Pool:
         self._wake.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ)
         self._spares = Spares(self._selector)
+        self._no_spares_until, self._asked_to_end = 0.0, False
         self._take_signals()
 
     def loop(self) -> None:
@@ -110,6 +112,9 @@ class _Pool:
                 self._get_ahead()
             if self._woken in ready:
                 self._woken.recv(4096)
+            if self._asked_to_end:
+                self._close()
+                ready = []
             self._spares.hear(ready)
             self._reap()
             if self._open and self._listener in ready:
@@ -127,8 +132,12 @@ class _Pool:
         """Use a moment in which nobody asks for anything."""
         if not self._rehearsed:
             self._rehearse()
-        elif self._spares.wanted:
-            self._spares.add(self._fork, self._work.warm_up, self._run)
+        elif self._spares.wanted and time.monotonic() > self._no_spares_until:
+            try:
+                self._spares.add(self._fork, self._work.warm_up, self._run)
+            except OSError as error:  # no memory, or too many processes: runs need them more
+                print(f"no child is forked ahead just now: {error}", file=sys.stderr, flush=True)
+                self._no_spares_until = time.monotonic() + _NO_SPARES_SECONDS
 
     def _look_at_libraries(self) -> None:
         """Once a tick, since it takes longer than to fork does."""
@@ -151,7 +160,11 @@ class _Pool:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._close())
+            signal.signal(number, self._ask_to_end)
+
+    def _ask_to_end(self, *_: object) -> None:
+        """Come to the end at the next turn of the loop, since a signal comes in the middle of anything."""
+        self._asked_to_end = True
 
     def _rehearse(self) -> None:
         """Warm up in the first quiet moment: the run that the pool was started for need not wait for it."""
@@ -214,7 +227,11 @@ class _Pool:
     def _fork(self, work: Callable[[], int]) -> int:
         """Fork a child that does its work and ends; signals wait until it is ready for them."""
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
-        pid = os.fork()
+        try:
+            pid = os.fork()
+        except OSError:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            raise
         if pid:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return pid
@@ -284,7 +301,10 @@ class _Pool:
             self._work.bury(run.request.run_id, pid, reason)
             return 0
 
-        self._buriers.add(self._fork(bury))
+        try:
+            self._buriers.add(self._fork(bury))
+        except OSError as error:  # a daemon, or whoever looks at the run next, reports it
+            print(f"run {run.request.run_id} was lost, and cannot be reported: {error}", file=sys.stderr, flush=True)
 
 
 def _listen(address: Path) -> socket.socket:

@@ -47,8 +47,13 @@ class Spares:
             ours.close()
             return _wait(its, started, warm_up, run)
 
-        pid = fork(wait)
-        its.close()
+        try:
+            pid = fork(wait)
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            its.close()
         self._selector.register(ours, selectors.EVENT_READ)
         self._warming[pid] = _Spare(ours, started)
 
