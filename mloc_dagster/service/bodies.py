@@ -108,9 +108,8 @@ async def _form(request: Request, most: int, bulk: bool) -> list[Document]:
                     )
                 file = PurePosixPath((value.filename or "task").replace("\\", "/")).name or "task"
                 text, name = _text(await value.read()), _NAME.sub("-", PurePosixPath(file).stem)
-                found += (
-                    await asyncio.to_thread(_few, _split(text, file, name)) if bulk else [Document(text, file, name)]
-                )
+                parts = _split(text, file, name) if bulk else iter([Document(text, file, name)])
+                found += await asyncio.to_thread(_few, parts)
                 if len(found) > MAX_TASKS:
                     break
     except HTTPException as error:  # Starlette's own, for a form that is not one

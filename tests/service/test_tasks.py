@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 
 import psutil
 import pytest
@@ -141,6 +142,20 @@ def test_bad_options_are_refused(service: Service, path: str, hint: str) -> None
 )
 def test_bad_lists_are_refused(service: Service, query: str) -> None:
     assert service("GET", f"/api/v1/tasks?{query}").status_code == 422
+
+
+def test_very_many_documents_are_refused_at_once(service: Service) -> None:
+    begun = time.monotonic()
+    many = "---\na\n" * (2 << 20)
+    answer = service("POST", "/api/v1/tasks/bulk", data=many, headers={"Content-Type": "text/yaml"})
+    assert answer.status_code == 413 and "more than 1000 tasks" in answer.json()["detail"]
+    assert time.monotonic() - begun < 20
+
+
+def test_a_name_that_is_too_long_for_a_file_is_a_fault_of_the_task(service: Service) -> None:
+    task: dict = {"apiVersion": "mloc/v1", "metadata": {"name": "t", "owner": "ann"}}
+    task["spec"] = {"taskType": "agent", "agent": {"config_name": "a" * 300}, "data": {"items": ["x"]}}
+    assert service("POST", "/api/v1/tasks", json=task).status_code == 422
 
 
 def test_each_task_of_a_bulk_is_answered_for_itself(service: Service) -> None:

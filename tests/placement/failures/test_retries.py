@@ -10,6 +10,7 @@ import pytest
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus
 
 from executors.cgroup import Cgroup
+from mloc_dagster.definitions.execution import TASK_ID
 from mloc_dagster.definitions.submit import create_run, store_spec
 from mloc_dagster.definitions.worker import execute
 from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause
@@ -46,10 +47,12 @@ def control_groups() -> bool:
 def carry(instance: DagsterInstance, home: Home, tmp_path: Path, fail: None) -> Carry:
     """Run such a task here; returns the run as it ended."""
 
-    def do(how: str, times: int = 9, retries: int = 2, more: str = "") -> DagsterRun:
+    def do(
+        how: str, times: int = 9, retries: int = 2, more: str = "", tags: dict[str, str] | None = None
+    ) -> DagsterRun:
         values = {"how": how, "times": times, "retries": retries, "more": more, "count": tmp_path / "count"}
         plan = compile_plan(load_file(write(tmp_path / "task.yaml", FAIL, **values)))
-        run = create_run(instance, plan, store_spec(home, plan.task), fresh=False, tags=None)
+        run = create_run(instance, plan, store_spec(home, plan.task), fresh=tags is not None, tags=tags)
         execute(instance, run.run_id)
         return get(instance, run.run_id)
 
@@ -102,6 +105,13 @@ def test_a_run_forgets_what_was_told_of_the_one_that_it_was_copied_from(
     assert status(instance, run.run_id) is DagsterRunStatus.FAILURE
     ended = get(instance, run.run_id)
     assert (ended.tags[CAUSE], ended.tags[ATTEMPTS]) == ("user", "1") and ended.tags[WORKER] != "1:0"
+
+
+def test_a_tag_gives_a_run_no_other_tasks_folder(carry: Carry, home: Home) -> None:
+    for given in ("../../elsewhere", "0bd6d2d2-0000-4000-8000-000000000000"):
+        run = carry("user", times=0, tags={TASK_ID: given})
+        assert run.status is DagsterRunStatus.SUCCESS
+        assert (home.results / run.run_id).is_dir() and not (home.results / given).exists()
 
 
 def test_a_time_limit_has_one_attempt(carry: Carry, instance: DagsterInstance) -> None:
