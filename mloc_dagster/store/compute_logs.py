@@ -60,8 +60,10 @@ class ComputeLogs(LocalComputeLogManager):
 
 
 def _goes_to_file(stream: IO[str]) -> bool:
+    """Whether output goes to a file, or nowhere."""
     try:
-        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+        found = os.fstat(stream.fileno())
+        return stat.S_ISREG(found.st_mode) or found.st_rdev == os.stat(os.devnull).st_rdev
     except (OSError, ValueError, AttributeError):
         return False
 
