@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -89,16 +90,24 @@ def instance(home: Home) -> Iterator[DagsterInstance]:
 @pytest.fixture
 def nap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install a package with the task type `nap`, for this process and those that it starts."""
-    site = tmp_path / "site"
-    (site / "naps-1.0.dist-info").mkdir(parents=True)
-    (site / "naps.py").write_text(_EXECUTOR)
-    (site / "naps-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: naps\nVersion: 1.0\n")
-    (site / "naps-1.0.dist-info" / "entry_points.txt").write_text("[mloc.executors]\nnap = naps:NapExecutor\n")
+    with installed("nap", _EXECUTOR, tmp_path / "site", monkeypatch):
+        yield
+
+
+@contextmanager
+def installed(name: str, code: str, site: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Install the module `<name>s` with `<Name>Executor`, for the task type `name`; gives the module's file."""
+    module = f"{name}s"
+    info = site / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / f"{module}.py").write_text(code)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {module}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[mloc.executors]\n{name} = {module}:{name.title()}Executor\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
     task_types.known.cache_clear()
-    yield
-    sys.modules.pop("naps", None)
+    yield site / f"{module}.py"
+    sys.modules.pop(module, None)
     task_types.known.cache_clear()
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mloc_dagster.spec import task_types
-from tests.definitions.conftest import ROOT, home, instance, nap, workspace
+from tests.definitions.conftest import home, installed, instance, nap, workspace
 
 __all__ = ["home", "instance", "nap", "workspace"]
 
@@ -62,14 +59,5 @@ class FailExecutor:
 @pytest.fixture
 def fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install a package with the task type `fail`, for this process and those that it starts."""
-    site = tmp_path / "failing"
-    (site / "failing-1.0.dist-info").mkdir(parents=True)
-    (site / "failing.py").write_text(_EXECUTOR)
-    (site / "failing-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: failing\nVersion: 1.0\n")
-    (site / "failing-1.0.dist-info" / "entry_points.txt").write_text("[mloc.executors]\nfail = failing:FailExecutor\n")
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
-    task_types.known.cache_clear()
-    yield
-    sys.modules.pop("failing", None)
-    task_types.known.cache_clear()
+    with installed("fail", _EXECUTOR, tmp_path / "failing", monkeypatch):
+        yield

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from mloc_dagster.spec import task_types
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import ROOT, home, instance, nap, workspace
+from tests.definitions.conftest import home, installed, instance, nap, workspace
 
 __all__ = ["home", "instance", "nap", "workspace"]
 
@@ -50,17 +47,8 @@ class LookExecutor:
 @pytest.fixture
 def look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Install a package with the inline task type `look`; returns its file."""
-    site = tmp_path / "looks"
-    (site / "looks-1.0.dist-info").mkdir(parents=True)
-    (site / "looks.py").write_text(f"VERSION = 1\n{_EXECUTOR}")
-    (site / "looks-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: looks\nVersion: 1.0\n")
-    (site / "looks-1.0.dist-info" / "entry_points.txt").write_text("[mloc.executors]\nlook = looks:LookExecutor\n")
-    monkeypatch.syspath_prepend(str(site))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(ROOT)]))
-    task_types.known.cache_clear()
-    yield site / "looks.py"
-    sys.modules.pop("looks", None)
-    task_types.known.cache_clear()
+    with installed("look", f"VERSION = 1\n{_EXECUTOR}", tmp_path / "looks", monkeypatch) as file:
+        yield file
 
 
 @pytest.fixture(autouse=True)
