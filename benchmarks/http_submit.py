@@ -3,7 +3,8 @@
 Four client processes send tasks of one stage to the web server of `mloc up`, one a request and `--bulk` a request, for
 `--seconds` each, after stock. `tasks/s answered`: until the answer that says that the task is on the disk and has its
 id. `runs/s queued`: what of it became runs in Dagster's queue, meanwhile and in the 15 seconds after.
-Stock: `launchRun` of a job that is loaded already, through Dagster's own web server with the queued run coordinator, its own storage and no daemon.
+Stock: `launchRun` of a job that is loaded already, through Dagster's own web server with the queued run coordinator,
+its own storage and no daemon.
 Nothing runs meanwhile on either side. `--postgres` puts both on a PostgreSQL that is started for it (initdb and pg_ctl
 on the PATH; as root it runs as the user `postgres`).
 """
