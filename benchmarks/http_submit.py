@@ -64,7 +64,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mloc-http-", ignore_cleanup_errors=True)))
-        storage = _postgres(stack) if given.postgres else {"ours": "", "stock": ""}
+        storage = postgres(stack) if given.postgres else {"ours": "", "stock": ""}
         _measure(folder, storage, given.seconds, given.bulk)
 
 
@@ -72,11 +72,11 @@ def _measure(folder: Path, storage: dict[str, str], seconds: float, bulk: int) -
     with _stock(folder / "stock", storage["stock"]) as server:
         stock = _rate(server, _graphql, seconds, 1)
     print(f"stock GraphQL launchRun: {stock}", flush=True)
-    with _ours(folder / "ours", storage["ours"]) as server:
+    with ours(folder / "ours", storage["ours"]) as server:
         for what, send, count in (("one a request", _single, 1), (f"{bulk} a request", _bulk, bulk)):
-            before, begun = _accepted(server), time.perf_counter()
+            before, begun = accepted(server), time.perf_counter()
             found = _rate(server, send, seconds, count)
-            while (left := _accepted(server)) and time.perf_counter() - begun < seconds + _DRAIN_SECONDS:
+            while (left := accepted(server)) and time.perf_counter() - begun < seconds + _DRAIN_SECONDS:
                 time.sleep(0.2)
             queued = (before + found.tasks - left) / (time.perf_counter() - begun)
             print(
@@ -144,24 +144,24 @@ def _client(server: Server, send: Send, seconds: float, count: int, number: int,
 
 def _single(connection: http.client.HTTPConnection, headers: dict[str, str], name: str, _count: int) -> None:
     headers = {**headers, "Content-Type": "text/yaml"}
-    _ask(connection, "POST", "/api/v1/tasks", headers, _TASK.format(name=name, owner=f"o{name[2]}"), 201)
+    ask(connection, "POST", "/api/v1/tasks", headers, _TASK.format(name=name, owner=f"o{name[2]}"), 201)
 
 
 def _bulk(connection: http.client.HTTPConnection, headers: dict[str, str], name: str, count: int) -> None:
     body = "---\n".join(_TASK.format(name=f"{name}-{number}", owner="bulk") for number in range(count))
     headers = {**headers, "Content-Type": "text/yaml"}
-    told = _ask(connection, "POST", "/api/v1/tasks/bulk", headers, body, 201)
+    told = ask(connection, "POST", "/api/v1/tasks/bulk", headers, body, 201)
     assert told["accepted"] == count, told
 
 
 def _graphql(connection: http.client.HTTPConnection, headers: dict[str, str], _name: str, _count: int) -> None:
     headers = {**headers, "Content-Type": "application/json"}
     body = json.dumps({"query": _LAUNCH, "variables": {"job": "bench"}})
-    told = _ask(connection, "POST", "/graphql", headers, body, 200)
+    told = ask(connection, "POST", "/graphql", headers, body, 200)
     assert told["data"]["launchRun"]["__typename"] == "LaunchRunSuccess", told
 
 
-def _ask(
+def ask(
     connection: http.client.HTTPConnection, method: str, path: str, headers: dict[str, str], body: str | None, code: int
 ):
     connection.request(method, path, body=body, headers=headers)
@@ -172,20 +172,20 @@ def _ask(
     return json.loads(text)
 
 
-def _accepted(server: Server) -> int:
+def accepted(server: Server) -> int:
     """How many tasks are no runs yet."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
     count, cursor = 0, ""
     while cursor is not None:
         path = f"/api/v1/tasks?status=ACCEPTED&page_size=500{cursor}"
-        told = _ask(connection, "GET", path, server.headers, None, 200)
+        told = ask(connection, "GET", path, server.headers, None, 200)
         count += len(told["tasks"])
         cursor = f"&cursor={told['cursor']}" if told["cursor"] else None
     return count
 
 
 @contextmanager
-def _ours(home: Path, storage: str) -> Iterator[Server]:
+def ours(home: Path, storage: str) -> Iterator[Server]:
     from mloc_dagster.definitions.instance import DAGSTER_YAML
 
     before, _, after = DAGSTER_YAML.replace("without_daemon: launch", _WAIT).partition("storage:\n")
@@ -240,18 +240,20 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path, path: str) -> 
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            _ask(http.client.HTTPConnection("127.0.0.1", port, timeout=5), "GET", path, {}, None, 200)
+            ask(http.client.HTTPConnection("127.0.0.1", port, timeout=5), "GET", path, {}, None, 200)
             return
         except (OSError, AssertionError, http.client.HTTPException):
             time.sleep(0.2)
     raise SystemExit(f"the web server did not answer:\n{log.read_text()[-3000:]}")
 
 
-def _postgres(stack: ExitStack) -> dict[str, str]:
+def postgres(stack: ExitStack) -> dict[str, str]:
     from tests.postgres import postgres_server
 
     server = stack.enter_context(postgres_server())
-    return {name: f"storage:\n  postgres:\n    postgres_url: {server.database(name)}\n" for name in ("ours", "stock")}
+    ours, stock = (f"    postgres_url: {server.database(name)}\n" for name in ("ours", "stock"))
+    kept = "storage:\n  custom:\n    module: mloc_dagster.store.postgres\n    class: PostgresStorage\n    config:\n  "
+    return {"ours": kept + ours, "stock": f"storage:\n  postgres:\n{stock}"}
 
 
 def _free_port() -> int:

@@ -1,11 +1,11 @@
 """How fast runs start, against stock Dagster on the same machine at the same time: `python benchmarks/start.py`.
 
 `submit → step`: from the call of `submit` with a compiled plan to the first step's start, mean of `--runs` runs, one
-at a time. `tasks/s`: that many tasks of one stage that does nothing, all submitted at once, until the last one has
-ended. Ours: what `mloc` sets up in a new home, with its daemon: runs go through the queue and the warm launcher. Stock:
-the same job through `DefaultRunLauncher`, without a queue, and Dagster's own storage and logs. Ours and stock take
-turns, so that other work on the machine weighs on both. `--postgres` measures both on a PostgreSQL that is started for
-it (initdb and pg_ctl on the PATH; as root it runs as the user `postgres`).
+at a time, two seconds after the one before. `tasks/s`: that many tasks of one stage that does nothing, all submitted
+at once, until the last one has ended. Ours: what `mloc` sets up in a new home, with its daemon: runs go through the
+queue and the warm launcher. Stock: the same job through `DefaultRunLauncher`, without a queue, and Dagster's own
+storage and logs. Ours and stock take turns, so that other work on the machine weighs on both. `--postgres` measures
+both on a PostgreSQL that is started for it (initdb and pg_ctl on the PATH; as root it runs as the user `postgres`).
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _STOCK = """\
 run_launcher: {module: dagster._core.launcher, class: DefaultRunLauncher}
 run_coordinator: {module: dagster._core.run_coordinator, class: DefaultRunCoordinator}
 """
+_PAUSE_SECONDS = 2.0
+"""What was begun by the run before has come to its end."""
 _REST = "telemetry: {enabled: false}\nnux: {enabled: false}\n"
 
 
@@ -130,7 +132,9 @@ def _postgres_storage(stack: ExitStack) -> dict[str, str]:
     from tests.postgres import postgres_server
 
     server = stack.enter_context(postgres_server())
-    return {name: f"storage:\n  postgres:\n    postgres_url: {server.database(name)}\n" for name in ("ours", "stock")}
+    ours, stock = (f"    postgres_url: {server.database(name)}\n" for name in ("ours", "stock"))
+    kept = "storage:\n  custom:\n    module: mloc_dagster.store.postgres\n    class: PostgresStorage\n    config:\n  "
+    return {"ours": kept + ours, "stock": f"storage:\n  postgres:\n{stock}"}
 
 
 def _answer(side: str) -> None:
@@ -184,6 +188,7 @@ def _daemon(root: Path) -> Iterator[None]:
 
 
 def _start(instance, home, launch, numbers: range) -> float:
+    time.sleep(_PAUSE_SECONDS)
     run, begun = _submitted(instance, home, launch, numbers[0])
     _wait(instance, [run])
     stats = instance.get_run_step_stats(run)
@@ -214,7 +219,7 @@ def _wait(instance, runs: list[str]) -> None:
     while waiting:
         run = instance.get_run_by_id(waiting[-1])
         if not run.is_finished:
-            time.sleep(0.02)
+            time.sleep(0.05)
             continue
         if not run.is_success:
             raise SystemExit(f"run {run.run_id} ended as {run.status.value}")

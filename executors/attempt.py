@@ -9,14 +9,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from executors.base import Executor, ExecutorError, Interrupted, Result
+from executors.base import Executor, ExecutorError, Exhausted, Interrupted, Result
 from executors.context import TaskContext
 from executors.registry import missing_library
 from executors.secrets import Secrets
+from executors.stopping import STOPPED
 from mloc_dagster.files.atomic import write_text
 from mloc_dagster.spec.base import Json
 
-OK, INTERNAL_FAULT, USER_FAULT, STOPPED = 0, 1, 2, 143
+OK, INTERNAL_FAULT, USER_FAULT = 0, 1, 2
 
 
 def run_here(executor: type[Executor], ctx: TaskContext) -> Result:
@@ -36,7 +37,8 @@ def attempt(
     try:
         result = work()
     except ExecutorError as error:
-        _write_error(out, secrets, {"kind": "user", "message": error.what, "hint": error.hint})
+        kind = "exhausted" if isinstance(error, Exhausted) else "user"
+        _write_error(out, secrets, {"kind": kind, "message": error.what, "hint": error.hint})
         return USER_FAULT
     except (Interrupted, KeyboardInterrupt):
         print("stopped on request; what was stored is continued by the next attempt")

@@ -35,6 +35,10 @@ class ExecutorError(Exception):
         self.hint = hint
 
 
+class Exhausted(ExecutorError):
+    """Work that failed for no fault of the user's and has had all its attempts within the stage."""
+
+
 class Interrupted(Exception):
     """The work was asked to stop and has stored what it needs to go on later."""
 

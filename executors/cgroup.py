@@ -50,8 +50,12 @@ class Cgroup:
 
     def entering(self, command: Sequence[str]) -> list[str]:
         """The command line of a process that enters the group and then becomes `command`."""
-        doors = [str(folder / "cgroup.procs") for folder in self._folders()]
-        return ["/bin/sh", "-c", _ENTER, "sh", *doors, "--", *command]
+        return ["/bin/sh", "-c", _ENTER, "sh", *self.doors, "--", *command]
+
+    @property
+    def doors(self) -> tuple[str, ...]:
+        """The files that a process enters the group by (`enter`)."""
+        return tuple(str(folder / "cgroup.procs") for folder in self._folders())
 
     def kills(self) -> int:
         """Processes that the kernel ended because the memory was used up."""
@@ -103,6 +107,12 @@ class Cgroup:
             with suppress(OSError):
                 folder.rmdir()
         return not any(folder.exists() for folder in self._folders())
+
+
+def enter(door: str) -> None:
+    """Have this process enter a group, where the kernel lets it."""
+    with suppress(OSError):
+        Path(door).write_text(str(os.getpid()))
 
 
 def _version_2() -> tuple[Path, Path] | None:

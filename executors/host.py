@@ -12,10 +12,11 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
-from executors.attempt import STOPPED, USER_FAULT, attempt, run_here
+from executors.attempt import USER_FAULT, attempt, run_here
 from executors.base import Executor, Interrupted, Result
 from executors.context import TaskContext
 from executors.distributed.launch import launch
@@ -26,9 +27,11 @@ from executors.parent import PARENT, end_with_parent
 from executors.registry import find
 from executors.resolution import check_plugin_section, resolved_context
 from executors.secrets import HidingStream, Secrets
+from executors.stopping import STOPPED, grace_seconds, on_sigterm
 
-_LONGEST_GRACE_SECONDS = 15 + int(float(os.environ.get("MLOC_TERMINATE_GRACE_SECONDS") or 30))
-"""After SIGTERM; a little longer than the run's worker waits before it kills."""
+
+def _nothing() -> None:
+    """All is prepared in a process that has loaded nothing yet."""
 
 
 def execute(job: Job, secrets: Secrets | None = None, stop: threading.Event | None = None) -> Result:
@@ -73,6 +76,11 @@ def main(arguments: list[str]) -> int:
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
     end_with_parent(signal.SIGTERM, int(os.environ.pop(PARENT, "0")) or None)
+    return run(arguments)
+
+
+def run(arguments: list[str], prepared: Callable[[], None] = _nothing) -> int:
+    """Run the job file that is named, in a process that is set up; calls `prepared` when the environment is, too."""
     if len(arguments) != 1:
         print("usage: python -m executors.host JOB.json", file=sys.stderr)
         return USER_FAULT
@@ -80,15 +88,16 @@ def main(arguments: list[str]) -> int:
     beat(job.out / "logs" / BEATS)
     for name in ("result.json", "error.json"):
         (job.out / name).unlink(missing_ok=True)
-    return carry_out(job)
+    return carry_out(job, prepared=prepared)
 
 
-def carry_out(job: Job, *, keep_result: bool = True) -> int:
+def carry_out(job: Job, *, keep_result: bool = True, prepared: Callable[[], None] = _nothing) -> int:
     """Run a job and leave its result or error as files; returns the exit code.
 
     Of several processes that train together only the first keeps the result.
     """
     _prepare_environment(job)
+    prepared()
     secrets = Secrets(dict(os.environ))
     stop = _stop_on_sigterm()
     sys.stdout, sys.stderr = HidingStream(sys.stdout, secrets), HidingStream(sys.stderr, secrets)
@@ -130,15 +139,18 @@ def _speak_directly_to_this_machine() -> None:
 
 def _stop_on_sigterm() -> threading.Event:
     stop = threading.Event()
+    longest = 15 + int(grace_seconds())
+    """Seconds after SIGTERM; a little longer than the run's worker waits before it kills."""
 
-    def on_signal(number: int, frame: object) -> None:
-        if stop.is_set():
-            _end_children()
-            os._exit(STOPPED)
+    def end() -> None:
+        _end_children()
+        os._exit(STOPPED)
+
+    def ask() -> None:
+        signal.alarm(longest)  # nobody may be left to end this process when it does not end itself
         stop.set()
-        signal.alarm(_LONGEST_GRACE_SECONDS)  # nobody may be left to end this process when it does not end itself
 
-    signal.signal(signal.SIGTERM, on_signal)
+    on_sigterm(ask, end)
     return stop
 
 

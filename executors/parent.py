@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import select
 import signal
 import sys
+import threading
 
 _PR_SET_PDEATHSIG = 1
 
@@ -25,3 +27,15 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit(128 + number)
+
+
+def end_with(process: int, number: signal.Signals) -> None:
+    """Get this signal when a process ends that is not the parent, given by its file descriptor (pidfd_open(2))."""
+    threading.Thread(target=_end_with, args=(process, number), daemon=True, name="parent").start()
+
+
+def _end_with(process: int, number: signal.Signals) -> None:
+    watched = select.poll()
+    watched.register(process, select.POLLIN)
+    watched.poll()
+    os.kill(os.getpid(), number)

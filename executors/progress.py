@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from mloc_dagster.spec.base import Json
@@ -41,6 +42,36 @@ class ProgressSink:
             file.write(json.dumps(_finite(line)) + "\n")
         self._written = time.monotonic()
         self._held = None
+
+
+class ProgressTail:
+    """Complete lines that were appended to a JSON-lines file since the last look; at first, with `whole`, all of it."""
+
+    def __init__(self, path: Path, *, whole: bool = False) -> None:
+        self._path = path
+        self._offset = path.stat().st_size if path.exists() and not whole else 0
+
+    def read(self, report: Callable[[dict[str, Json]], None]) -> None:
+        """Give the lines that are new to `report`."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                block = file.read()
+        except OSError:
+            return
+        whole, newline, _ = block.rpartition(b"\n")
+        self._offset += len(whole) + len(newline)
+        for line in whole.splitlines():
+            value = _parsed(line)
+            if isinstance(value, dict):
+                report(value)
+
+
+def _parsed(line: bytes) -> Json:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _finite(line: dict[str, Json]) -> dict[str, Json]:

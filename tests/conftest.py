@@ -19,6 +19,12 @@ os.environ.setdefault("MLOC_ENGINE_IDLE", "0")  # no test leaves an engine behin
 os.environ.setdefault("MLOC_POOL_IDLE", "3")  # pools of homes that tests leave behind end soon
 
 
+os.environ.setdefault("MLOC_STAGE_POOL_IDLE", "30")  # the warm process of stages is one for all tests, and ends soon
+
+for _name in ("COLUMNS", "LINES"):  # the terminal of whoever starts the tests: tables have the width that a test says
+    os.environ.pop(_name, None)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by file, slow tests weighed by the time that they may take; within a file the order stays."""
     seconds: Counter[Path] = Counter()
@@ -27,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             limit = item.get_closest_marker("timeout")
             seconds[item.path] += int(limit.args[0]) if limit else 300
     items.sort(key=lambda item: -seconds[item.path])
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """What a library sets for itself when a test loads it (vLLM its log level) is not there for the next test."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

@@ -92,11 +92,17 @@ class Service:
 
 
 def processes_of(home: Home) -> list[psutil.Process]:
-    """Processes that were started with this home, zombies and this process left out."""
+    """Processes that were started with this home, zombies and this process left out.
+
+    A stage that started warm has its home in its command line alone; the process that it was forked from has none.
+    """
     wanted, found = f"MLOC_HOME={home.root}".encode(), []
+    stage = f"{home.work}/".encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and wanted in (folder / "environ").read_bytes().split(b"\0"):
+            ours = wanted in (folder / "environ").read_bytes().split(b"\0")
+            forked = any(part.startswith(stage) for part in (folder / "cmdline").read_bytes().split(b"\0"))
+            if int(folder.name) != os.getpid() and (ours or forked):
                 found.append(psutil.Process(int(folder.name)))
         except (OSError, psutil.Error):
             continue

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from executors.base import ExecutorError
+from executors.distributed.nodes import Node, this_node
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.stage import StageSpec
 
 
 @dataclass(frozen=True)
 class Layout:
-    """`replicas` groups of `per_node` processes each; `devices` are those granted, in the order of use."""
+    """`replicas` groups of `per_node` processes each; `devices` are those granted, in the order of use.
+
+    With a `node`, other groups are elsewhere, as many as there are nodes, and this one has one group.
+    """
 
     replicas: int = 1
     per_node: int = 1
@@ -21,16 +25,23 @@ class Layout:
     warnings: tuple[str, ...] = ()
     sharded: bool = False
     """Whether DeepSpeed or FSDP spreads the weights, which needs a process group even for one process."""
+    node: Node | None = None
 
     @property
     def needs_torchrun(self) -> bool:
         """Whether processes must be started and brought together."""
-        return self.processes > 1 or self.sharded
+        return self.processes > 1 or self.sharded or self.node is not None
 
     @property
     def processes(self) -> int:
-        """Size of the world."""
+        """How many there are on this machine."""
         return self.replicas * self.per_node
+
+    @property
+    def ranks(self) -> range:
+        """The numbers of these processes among all."""
+        first = self.node.rank * self.per_node if self.node else 0
+        return range(first, first + self.processes)
 
     def devices_of(self, replica: int) -> tuple[str, ...]:
         """The devices of one group."""
@@ -42,16 +53,17 @@ def layout_of(spec: StageSpec, devices: tuple[str, ...]) -> Layout:
     """Return the layout that a training stage asks for on the devices that it was granted (none: the CPU).
 
     With several devices there is one process a device, unless `allow_multi_gpu: false` or `nproc_per_node` say less.
-    On a CPU there is one process, or `nproc_per_node`. `resources.replicas` multiplies. Raises ExecutorError when the
-    devices cannot be shared out evenly.
+    On a CPU there is one process, or `nproc_per_node`. `resources.replicas` multiplies; where each replica is a node of
+    its own, the devices are those of this one. Raises ExecutorError when they cannot be shared out evenly.
     """
-    training, replicas = spec.training, spec.resources.replicas
+    training, node = spec.training, this_node()
+    replicas = 1 if node else spec.resources.replicas
     warnings: list[str] = []
     if not devices:
         keys = ("visible_devices", "primary_gpu", "allow_multi_gpu")
         given = [key for key in keys if getattr(training, key) is not None]
         warnings += [f"training.{key} counts only on a GPU" for key in given]
-        return Layout(replicas, training.nproc_per_node or 1, (), tuple(warnings))
+        return Layout(replicas, training.nproc_per_node or 1, (), tuple(warnings), node=node)
     devices = _ordered(devices, training.visible_devices, training.primary_gpu, warnings)
     if len(devices) % replicas:
         raise ExecutorError(
@@ -67,7 +79,7 @@ def layout_of(spec: StageSpec, devices: tuple[str, ...]) -> Layout:
         per_node = 1
     used = [device for one in range(replicas) for device in devices[one * share : one * share + per_node]]
     sharded = bool(training.deepspeed or training.auto_deepspeed or training.fsdp)
-    return Layout(replicas, per_node, tuple(used), tuple(warnings), sharded)
+    return Layout(replicas, per_node, tuple(used), tuple(warnings), sharded, node)
 
 
 def is_rank() -> bool:

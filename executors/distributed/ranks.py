@@ -12,6 +12,7 @@ from torch import distributed
 
 from executors.base import ExecutorError
 from executors.distributed.layout import is_rank
+from executors.distributed.nodes import this_node
 
 Value = TypeVar("Value")
 
@@ -70,11 +71,15 @@ def agreed(value: Value) -> Value:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Let the first process do it alone, and the others find it done (downloads, unpacked archives, caches)."""
-    if rank() > 0:
+    """Let the first process do it alone, and the others find it done (downloads, unpacked archives, caches).
+
+    Where each node has folders of its own, that is the first process of each.
+    """
+    first = rank() == 0 or (_together() and this_node() is not None and os.environ.get("LOCAL_RANK") == "0")
+    if not first:
         barrier()
     yield
-    if rank() == 0:
+    if first:
         barrier()
 
 

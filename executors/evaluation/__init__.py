@@ -5,6 +5,7 @@ from __future__ import annotations
 from executors.base import ExecutorError, Result
 from executors.context import TaskContext
 from executors.evaluation.candidates import score_candidates
+from mloc_dagster.spec.stage import StageSpec
 
 _DATA = (
     "url", "dataset_name", "config_name", "name", "revision", "split", "max_samples", "shuffle", "seed", "jsonl.*",
@@ -23,6 +24,11 @@ class EvaluationExecutor:
         "reward_model.*", "enforce_cpu", *(f"data.{key}" for key in _DATA),
     })  # fmt: skip
     section = None
+
+    @staticmethod
+    def loads_torch(spec: StageSpec) -> bool:
+        """Whether a model is scored, or one scores."""
+        return spec.evaluation is not None and (spec.evaluation.candidates is None or spec.reward_model is not None)
 
     def run(self, ctx: TaskContext) -> Result:
         """Score what the stage names. Raises ExecutorError for whatever cannot be scored."""

@@ -49,6 +49,13 @@ class InferenceExecutor:
     shared_modules = ("executors.serving.remote_engine",)
 
     @staticmethod
+    def loads_torch(spec: StageSpec) -> bool:
+        """Whether it generates in its own process, with Transformers."""
+        from executors.serving.engines import idle_seconds
+
+        return idle_seconds() == 0 and (spec.model.vllm is None or spec.enforce_cpu)
+
+    @staticmethod
     def prepared(ctx: TaskContext) -> tuple[StageSpec, tuple[str, ...]]:
         """Shards get the stage as it is."""
         return ctx.spec, ()

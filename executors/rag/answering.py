@@ -49,6 +49,7 @@ class AnsweringExecutor:
     name = "rag_inference"
     inline = False
     uses = RETRIEVAL_USES | _ENGINE_USES
+    loads_torch = True
     section = None
     shared_modules = ("executors.serving.remote_engine",)
 

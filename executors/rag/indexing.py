@@ -38,6 +38,7 @@ class IndexingExecutor:
     name = "rag_indexing"
     inline = False
     uses = USES
+    loads_torch = True
     section = None
 
     def run(self, ctx: TaskContext) -> Result:

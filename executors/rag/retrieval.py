@@ -67,6 +67,7 @@ class RetrievalExecutor:
     name = "retrieval"
     inline = False
     uses = RETRIEVAL_USES
+    loads_torch = True
     section = None
 
     def run(self, ctx: TaskContext) -> Result:

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ from executors.sandbox.backend import Backend, chosen
 from executors.sandbox.ended import Cause, Ended
 from executors.sandbox.limits import MIB, Limits
 from executors.sandbox.output import Output
-from executors.sandbox.view import environment, view_of
+from executors.sandbox.view import environment, python, view_of
 from executors.sandbox.watch import Watch, disk_use
 
 _LOOK_SECONDS = 0.05
@@ -105,7 +104,7 @@ def _command(command: Sequence[str] | str, scratch: Path, seen: str) -> list[str
     if not isinstance(command, str):
         return list(command)
     (scratch / "main.py").write_text(command, encoding="utf-8")
-    return [sys.executable, f"{seen}/main.py"]
+    return [python(), f"{seen}/main.py"]
 
 
 def _limited(command: list[str], limits: Limits, backend: Backend) -> list[str]:
@@ -119,7 +118,7 @@ def _limited(command: list[str], limits: Limits, backend: Backend) -> list[str]:
     if backend.contained and _counts_by_namespace():
         bounds["RLIMIT_NPROC"] = [limits.processes + backend.overhead] * 2
     text = Path(__file__).with_name("inside.py").read_text(encoding="utf-8")
-    return [sys.executable, "-I", "-S", "-c", text, json.dumps(bounds), *command]
+    return [python(), "-I", "-S", "-c", text, json.dumps(bounds), *command]
 
 
 def _counts_by_namespace() -> bool:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from executors.sandbox.view import View, environment, view_of
+from executors.sandbox.view import View, environment, python, view_of
 
 
 def tried(command: Callable[[View, Sequence[str]], list[str]]) -> str | None:
@@ -17,7 +16,7 @@ def tried(command: Callable[[View, Sequence[str]], list[str]]) -> str | None:
         work, scratch = Path(folder, "work"), Path(folder, "tmp")
         work.mkdir()
         scratch.mkdir()
-        line = command(view_of(work, scratch), [sys.executable, "-I", "-S", "-c", ""])
+        line = command(view_of(work, scratch), [python(), "-I", "-S", "-c", ""])
         try:
             ended = subprocess.run(
                 line, env=environment(work, "/tmp"), capture_output=True, text=True, errors="replace", timeout=30

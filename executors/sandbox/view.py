@@ -51,7 +51,7 @@ def view_of(work: Path, scratch: Path) -> View:
 def environment(work: Path, scratch: str) -> dict[str, str]:
     """The whole environment of a command: nothing is inherited."""
     return {
-        "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{Path(python()).parent}:/usr/local/bin:/usr/bin:/bin",
         "HOME": str(work),
         "TMPDIR": scratch,
         "LANG": "C.UTF-8",
@@ -63,8 +63,15 @@ def environment(work: Path, scratch: str) -> dict[str, str]:
     }
 
 
+def python() -> str:
+    """This interpreter by the name under which the sandbox shows it, also where its folder is a symbolic link."""
+    here = Path(sys.executable)
+    return str(here.parent.resolve() / here.name)
+
+
 def _readable() -> tuple[Path, ...]:
-    candidates = [Path(path) for path in (*_SYSTEM, *_SETTINGS, sys.base_prefix, sys.prefix)]
+    pythons = map(os.path.realpath, (sys.base_prefix, sys.prefix))
+    candidates = [Path(path) for path in (*_SYSTEM, *_SETTINGS, *pythons)]
     found: list[Path] = []
     for path in candidates:
         if path.exists() and not path.is_symlink() and not any(path.is_relative_to(root) for root in found):

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import ClassVar, Protocol
 
 from executors.attempt import OK, USER_FAULT, attempt, run_here
-from executors.base import Executor, ExecutorError, Interrupted, Result
+from executors.base import Executor, ExecutorError, Exhausted, Interrupted, Result
 from executors.context import ProgressSink, TaskContext
 from executors.distributed.layout import visible
 from executors.parent import end_with_parent
@@ -28,6 +28,7 @@ from executors.secrets import Secrets
 from executors.sharding.child import in_child
 from executors.sharding.layout import Layout, layout_of
 from executors.sharding.merge import Shard, told_of
+from executors.stopping import on_sigterm
 from executors.weights import digest
 from mloc_dagster.spec.inference import Postprocess
 from mloc_dagster.spec.resources import Retry
@@ -217,7 +218,7 @@ class _Crew:
 def _work(executor: type[Sharded], ctx: TaskContext, secrets: Secrets, log: Path, threads: int | None) -> None:
     """What a child does; it ends with the stage's process, and a signal to their group stops it softly."""
     end_with_parent(signal.SIGKILL)
-    signal.signal(signal.SIGTERM, lambda number, frame: ctx.stop.set())
+    on_sigterm(ctx.stop.set)
     with log.open("ab") as output:
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
@@ -247,12 +248,12 @@ def _end(works: list[_Work]) -> None:
 
 
 def _raise_for(failed: list[_Work], count: int) -> None:
-    """Raise ExecutorError for shards that failed too often; it is no fault that another try of the step would mend."""
+    """Raise Exhausted for shards that failed too often."""
     if not failed:
         return
     names = ", ".join(str(work.index) for work in failed)
     first = failed[0]
-    raise ExecutorError(
+    raise Exhausted(
         f"Shard {names} of {count} failed {first.failures} times; shard {first.index}: {first.fault}",
         "The rows of the others are kept: run the task again, and only what is missing is done.",
     )

@@ -30,6 +30,7 @@ class RewardExecutor:
     name = "reward"
     inline = False
     distributed = True
+    loads_torch = True
     uses = _ALL | {"training.max_seq_length", *(f"data.{key}" for key in _PAIRS)}
     section = None
 
@@ -47,6 +48,7 @@ class DpoExecutor:
     name = "dpo"
     inline = False
     distributed = True
+    loads_torch = True
     uses = _ALL | {"training.max_seq_length", "training.beta", *(f"data.{key}" for key in _PAIRS)}
     section = None
 
@@ -64,6 +66,7 @@ class GrpoExecutor:
     name = "grpo"
     inline = False
     distributed = True
+    loads_torch = True
     uses = _ALL | {
         "training.beta", "generation.*", "reward_model.*", "data.response_column", "data.text_field",
         "data.prompt_template",

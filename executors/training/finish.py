@@ -30,7 +30,7 @@ def save_weights(trainer: Any, tokenizer: Any, folder: Path) -> str:
             shutil.rmtree(partial / "ref", ignore_errors=True)  # TRL's frozen copy of the adapter it started from
         ranks.barrier()
     ranks.barrier()
-    return digest(folder)
+    return ranks.agreed(digest(folder) if ranks.rank() == 0 else "")  # other nodes do not have the folder
 
 
 def fingerprint(model: Any) -> tuple[float, ...]:

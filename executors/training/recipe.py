@@ -21,6 +21,7 @@ from executors.training.arguments import Arguments, trainer_arguments
 from executors.training.checkpoints import AlreadyFinished, Checkpointing, resume_point
 from executors.training.devices import on_gpu, with_precision
 from executors.training.finish import end_if_stopped, fingerprint, save_weights, training_result
+from executors.training.made_with import made_with
 from executors.training.progress import Progress
 from executors.weights import Start, digest, starting_weights, trusts_code
 from mloc_dagster.spec.base import Json
@@ -119,12 +120,13 @@ def fit(
             *_dropout(setup),
         ],
     )  # fmt: skip
-    last = _last_logged(trainer.state.log_history, logged)
+    last, first = _last_logged(trainer.state.log_history, logged), ranks.rank() == 0
     metrics = {**result.payload["metrics"], **last}
     return result.model_copy(
         update={
             "payload": {**result.payload, "metrics": metrics, **(payload or {})},
             "metrics": {**result.metrics, **last},
+            "metadata": {**result.metadata, **(made_with(setup.rows.table.rows, gpu=setup.gpu) if first else {})},
         }
     )
 

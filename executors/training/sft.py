@@ -33,6 +33,7 @@ class SftExecutor:
     name = "sft"
     inline = False
     distributed = True
+    loads_torch = True
     uses = _USES
     section = None
 
@@ -50,6 +51,7 @@ class LoraSftExecutor:
     name = "lora_sft"
     inline = False
     distributed = True
+    loads_torch = True
     uses = _USES
     section = None
 

@@ -25,6 +25,11 @@ OnCpu = Annotated[
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do the work again, also what an earlier run has done already.")]
 
+LogFormat = Annotated[
+    str | None,
+    typer.Option("--log-format", metavar="text|json", help="How processes log (default: MLOC_LOG_FORMAT, else text)."),
+]
+
 
 @app.callback(invoke_without_command=False)
 def options(
@@ -51,6 +56,20 @@ def check_on(on: str | None) -> None:
     os.environ["MLOC_ON"] = "cpu"
 
 
+def check_log_format(wanted: str | None) -> None:
+    """Apply `--log-format`, and end the command when it, or what is to be traced, cannot be."""
+    from mloc_dagster.cli.screen import fail
+    from mloc_dagster.telemetry import logs, traces
+
+    if wanted is not None:
+        os.environ[logs.SETTING] = wanted
+    try:
+        logs.chosen()
+        traces.wanted()
+    except (logs.BadFormat, traces.Unusable) as error:
+        fail(str(error))
+
+
 def _version(on: bool) -> None:
     if on:
         typer.echo(f"mloc {__version__}")
@@ -58,4 +77,20 @@ def _version(on: bool) -> None:
 
 
 # each adds its commands to `app`
-from mloc_dagster.cli import dead_letters, doctor, engines, files, queue, runs, service, tokens  # noqa: E402,F401
+from mloc_dagster.cli import (  # noqa: E402
+    dead_letters,  # noqa: F401
+    doctor,  # noqa: F401
+    engines,  # noqa: F401
+    files,  # noqa: F401
+    gc,  # noqa: F401
+    provenance,  # noqa: F401
+    queue,  # noqa: F401
+    reports,  # noqa: F401
+    runs,  # noqa: F401
+    schedule,  # noqa: F401
+    service,  # noqa: F401
+    tokens,  # noqa: F401
+    usage,  # noqa: F401
+    verify,  # noqa: F401
+    worker,  # noqa: F401
+)

@@ -60,15 +60,17 @@ def replay(
     chosen = _cause(cause)
     if cause and not every:
         fail("--cause chooses among --all", f"write: mloc replay --all --cause {cause}")
+    from mloc_dagster.cli.usage import check_budgets
     from mloc_dagster.definitions.replay import ReplayRefused
     from mloc_dagster.definitions.replay import replay as start_again
     from mloc_dagster.placement.failures import letters
 
-    instance, _ = open_runs()
+    instance, home = open_runs()
     ids = [letter.run_id for letter in letters.dead_letters(instance, None, chosen)] if every else [task]
     started, refused = [], []
     for one in ids:
         run = find_run(instance, str(one))
+        check_budgets(instance, home, run.tags.get("mloc/owner", "unknown"), run.tags.get("mloc/project", "default"))
         try:
             started.append({"task_id": start_again(instance, run), "replay_of": run.run_id})
         except ReplayRefused as error:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from executors.progress import ProgressTail
 from mloc_dagster.cli.screen import error_console
 from mloc_dagster.plan.steps import Plan
 from mloc_dagster.store.home import Home
@@ -90,7 +90,7 @@ class _Screen:
         for step in plan.steps:
             bar = self.progress.add_task(step.key, total=None, start=False, count="", state="waiting")
             self._bars[step.key] = self._bars[step.op_name] = bar
-        self._file, self._offset, self._cursor = progress_file, 0, None
+        self._tail, self._cursor = ProgressTail(progress_file, whole=True), None
 
     def update(self, instance: DagsterInstance, run_id: str) -> None:
         connection = instance.get_records_for_run(run_id, cursor=self._cursor)
@@ -109,24 +109,14 @@ class _Screen:
             if kind in ("STEP_SUCCESS", "STEP_FAILURE"):
                 self.progress.stop_task(bar)
             self.progress.update(bar, state=_STATES[kind])
-        self._read_progress()
+        self._tail.read(self._show)
 
-    def _read_progress(self) -> None:
-        try:
-            with self._file.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read()
-        except OSError:
-            return
-        whole, newline, _ = block.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        for line in whole.splitlines():
-            value = json.loads(line)
-            bar = self._bars.get(value.get("step", ""))
-            if bar is not None:
-                done, total, unit = value.get("done") or 0, value.get("total"), value.get("unit", "")
-                metrics = " ".join(
-                    f"{k} {v:.4g}" for k, v in (value.get("metrics") or {}).items() if isinstance(v, (int, float))
-                )
-                count = f"{done:g}/{total:g} {unit}" if total else f"{done:g} {unit}"
-                self.progress.update(bar, completed=done, total=total, count=f"{count} {metrics[:50]}")
+    def _show(self, value: dict[str, Any]) -> None:
+        bar = self._bars.get(value.get("step", ""))
+        if bar is not None:
+            done, total, unit = value.get("done") or 0, value.get("total"), value.get("unit", "")
+            metrics = " ".join(
+                f"{k} {v:.4g}" for k, v in (value.get("metrics") or {}).items() if isinstance(v, (int, float))
+            )
+            count = f"{done:g}/{total:g} {unit}" if total else f"{done:g} {unit}"
+            self.progress.update(bar, completed=done, total=total, count=f"{count} {metrics[:50]}")

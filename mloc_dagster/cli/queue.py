@@ -8,16 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mloc_dagster.cli.app import AsJson, app
+from mloc_dagster.cli.app import AsJson, LogFormat, app, check_log_format
 from mloc_dagster.cli.screen import as_json, console, error_console, fail, table
-from mloc_dagster.spec.base import Json
 
 if TYPE_CHECKING:
-    from mloc_dagster.placement.ledger import Lease, Ledger, Seen
-    from mloc_dagster.placement.workers.room import State
+    from mloc_dagster.client.shapes import Worker
+    from mloc_dagster.placement.ledger import Ledger
 
-_SILENT_SECONDS = 60.0
-_STATES: dict[str, State] = {"drain": "draining", "cordon": "cordoned", "uncordon": "ready"}
 _workers = typer.Typer(help="Show workers and who holds what of them; take one out of service.")
 app.add_typer(_workers, name="workers")
 Name = Annotated[str, typer.Argument(metavar="WORKER", help="A worker's name.")]
@@ -57,9 +54,11 @@ def workers(context: typer.Context, json: AsJson = False) -> None:
     """Show workers, what of each is in use, and who holds it."""
     if context.invoked_subcommand:
         return
+    from mloc_dagster.placement.ledger.rows import worker_rows
+
     _, ledger = _ledger()
     seen, leases = ledger.snapshot()
-    rows = [_row(one, [lease for lease in leases if lease.worker == one.worker.name]) for one in seen]
+    rows = worker_rows(seen, leases)
     if json:
         as_json(rows)
         return
@@ -99,10 +98,12 @@ def daemon(
     workspace: Annotated[
         Path | None, typer.Option("--workspace", "-w", exists=True, dir_okay=False, help="A workspace.yaml.")
     ] = None,
+    log_format: LogFormat = None,
 ) -> None:
     """Run the daemon alone: queue, sensors, schedules, monitoring. `mloc up` runs it beside the web UI."""
     from mloc_dagster.cli.home import open_home
 
+    check_log_format(log_format)
     instance, home = open_home()
     instance.dispose()
     home.inbox.mkdir(parents=True, exist_ok=True)
@@ -122,49 +123,17 @@ def _ledger() -> tuple[Path, Ledger]:
 def _set(verb: str, name: str) -> Ledger:
     root, ledger = _ledger()
     from mloc_dagster.placement.queue.signals import knock
+    from mloc_dagster.placement.workers.room import VERBS
 
-    if not ledger.set_state(name, _STATES[verb]):
+    if not ledger.set_state(name, VERBS[verb]):
         names = ", ".join(seen.worker.name for seen in ledger.snapshot()[0])
         fail(f"there is no worker {name!r}", f"workers: {names}" if names else "none is known yet; start mloc up")
     knock(root)
-    console.print(f"{name} is {_STATES[verb]}", highlight=False)
+    console.print(f"{name} is {VERBS[verb]}", highlight=False)
     return ledger
 
 
-def _row(seen: Seen, leases: list[Lease]) -> dict[str, Json]:
-    from mloc_dagster.placement.workers.need import WHOLE
-
-    worker = seen.worker
-    cpu, memory = sum(lease.need.cpu for lease in leases), sum(lease.need.memory for lease in leases)
-    shares = {device.index: sum(lease.devices.get(device.index, 0) for lease in leases) for device in worker.devices}
-    silent = time.time() - seen.seen_at > _SILENT_SECONDS
-    return {
-        "name": worker.name,
-        "host": seen.host,
-        "state": worker.state,
-        "silent": silent,
-        "load": seen.load,
-        "cpu": {"total": worker.cpu / WHOLE, "held": cpu / WHOLE},
-        "memory": {"total": worker.memory, "held": memory},
-        "devices": [
-            {"index": device.index, "name": device.name, "memory": device.memory, "held": shares[device.index] / WHOLE}
-            for device in worker.devices
-        ],
-        "leases": [
-            {
-                "run_id": lease.run_id,
-                "owner": lease.owner,
-                "cpu": lease.need.cpu / WHOLE,
-                "memory": lease.need.memory,
-                "devices": {str(index): share / WHOLE for index, share in lease.devices.items()},
-                "since": lease.taken_at,
-            }
-            for lease in leases
-        ],
-    }
-
-
-def _cells(row: dict[str, Json]) -> tuple[str, ...]:
+def _cells(row: Worker) -> tuple[str, ...]:
     """What is shown of a worker."""
     from mloc_dagster.spec.quantity import format_bytes
 

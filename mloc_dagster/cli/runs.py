@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 RunId = Annotated[
     str, typer.Argument(metavar="TASK", help="A task's id (its first letters are enough) or its name (the latest run).")
 ]
+_ACCEPTED = "ACCEPTED"
+"""Of a task that came over HTTP and is no run yet."""
 _COLOURS = {"SUCCESS": "green", "FAILURE": "red", "CANCELED": "yellow", "CANCELING": "yellow", "STARTED": "cyan"}
 
 
@@ -74,20 +77,22 @@ def list_runs(
     from mloc_dagster.spec.faults import nearest
 
     instance, _ = open_runs()
-    states = [state.value for state in DagsterRunStatus]
+    states = [_ACCEPTED, *(state.value for state in DagsterRunStatus)]
     if status and status.upper() not in states:
         guess = nearest(status.upper(), states)
         fail(
             f"{status!r} is not a state of a run", f"did you mean {guess}?" if guess else f"states: {', '.join(states)}"
         )
-    chosen = RunsFilter(statuses=[DagsterRunStatus(status.upper())]) if status else None
-    records = instance.get_run_records(chosen, limit=limit)
+    wanted = status.upper() if status else None
+    rows = _accepted(instance, limit) if wanted in (None, _ACCEPTED) else []
+    if wanted != _ACCEPTED and len(rows) < limit:
+        chosen = RunsFilter(statuses=[DagsterRunStatus(wanted)]) if wanted else None
+        rows += [_row(record) for record in instance.get_run_records(chosen, limit=limit - len(rows))]
     if json:
-        as_json([_row(record) for record in records])
+        as_json(rows)
         return
     shown = table("", "id", "task", "owner", "state", "started", "seconds", "why")
-    for record in records:
-        row = _row(record)
+    for row in rows:
         colour = _COLOURS.get(str(row["status"]), "white")
         seconds = f"{row['seconds']:.1f}" if row["seconds"] is not None else "-"
         shown.add_row(
@@ -99,7 +104,7 @@ def list_runs(
             seconds,
             str(row["cause"] or ""),
         )
-    console.print(shown if records else "no runs yet; start one with: mloc run FILE")
+    console.print(shown if rows else "no runs yet; start one with: mloc run FILE")
 
 
 @app.command()
@@ -122,16 +127,16 @@ def logs(
 ) -> None:
     """Print what a task's steps wrote."""
     instance, home = open_runs()
+    from mloc_dagster.definitions.logs import TaskLog
     from mloc_dagster.definitions.lost import end_if_lost
 
     found = find_run(instance, task)
-    seen: dict[Path, int] = {}
-    cursor: str | None = None
+    log = TaskLog(instance, home, found.run_id)
     while True:
         current = instance.get_run_by_id(found.run_id)
         ended = current is None or current.is_finished or end_if_lost(instance, current)
-        cursor = _print_events(instance, found.run_id, cursor)
-        _print_new(home, found.run_id, seen)
+        for line in log.new(last=ended or not follow):
+            console.print(Text(line), soft_wrap=True)
         if ended or not follow:
             return
         time.sleep(0.3)
@@ -168,9 +173,14 @@ def _submit(
         warn(task.warnings)
     compiled = compile_plan(task)
     instance, home = open_runs()
+    from mloc_dagster.cli.usage import check_budgets
     from mloc_dagster.definitions.submit import submit_file
+    from mloc_dagster.telemetry.traceparent import TAG, VARIABLE, valid
 
-    tags = {"dagster/priority": str(priority)} if priority else None
+    check_budgets(instance, home, task.owner, task.project)
+    tags = {"dagster/priority": str(priority)} if priority else {}
+    if span := valid(os.environ.get(VARIABLE)):
+        tags[TAG] = span
     return instance, home, submit_file(instance, home, compiled, fresh=fresh, tags=tags), compiled
 
 
@@ -205,6 +215,22 @@ def find_run(instance: DagsterInstance, task: str) -> DagsterRun:
     fail(f"there is no task {task!r} here", "see: mloc list")
 
 
+def _accepted(instance: DagsterInstance, limit: int) -> list[dict[str, str | float | None]]:
+    """Tasks that came over HTTP and are no runs yet, newest first."""
+    from dagster import RunsFilter
+
+    from mloc_dagster.service.intake import Intake
+
+    found = Intake.of_instance(instance).list(("waiting", "feeding"), None, None, limit)
+    there = set(instance.get_run_ids(RunsFilter(run_ids=[one.run_id for one in found]))) if found else set()
+    empty = {"started": None, "seconds": None, "cause": None, "replay_of": None}
+    return [
+        {"task_id": one.run_id, "task": one.task, "owner": one.owner, "status": _ACCEPTED, **empty}
+        for one in found
+        if one.run_id not in there
+    ]
+
+
 def _row(record: RunRecord) -> dict[str, str | float | None]:
     from mloc_dagster.placement.failures.letters import cause_of
 
@@ -220,42 +246,3 @@ def _row(record: RunRecord) -> dict[str, str | float | None]:
         "cause": cause_of(found),
         "replay_of": found.tags.get("mloc/replay_of"),
     }
-
-
-def _print_events(instance: DagsterInstance, run_id: str, cursor: str | None) -> str | None:
-    connection = instance.get_records_for_run(run_id, cursor=cursor)
-    for record in connection.records:
-        entry = record.event_log_entry
-        step = f"{entry.step_key} " if entry.step_key else ""
-        moment = time.strftime("%H:%M:%S", time.localtime(entry.timestamp))
-        kind = f"{entry.dagster_event_type.value} " if entry.dagster_event_type else ""
-        console.print(Text(f"{moment} {kind}{step}{entry.user_message}"), soft_wrap=True)
-    return connection.cursor
-
-
-def _print_new(home: Home, run_id: str, seen: dict[Path, int]) -> None:
-    """Print what the steps' own logs gained; a stage that moved to its run folder is not printed twice."""
-    for stage, path in _stage_logs(home, run_id):
-        key = Path(stage)
-        start = seen.get(key, 0)
-        with path.open("rb") as file:
-            file.seek(start)
-            block = file.read()
-        seen[key] = start + len(block)
-        for line in block.decode("utf-8", "replace").splitlines():
-            console.print(Text(f"{stage} | {line}"), soft_wrap=True)
-
-
-def _stage_logs(home: Home, run_id: str) -> list[tuple[str, Path]]:
-    import json
-
-    found = {path.parts[-3]: path for path in home.results.glob(f"{run_id}/*/logs/stdout.log")}
-    for job in home.work.glob("*/job.json"):
-        try:
-            task_id, _, stage = str(json.loads(job.read_text("utf-8"))["task_id"]).partition("/")
-        except (OSError, ValueError, KeyError):
-            continue
-        log = job.parent / "logs" / "stdout.log"
-        if task_id == run_id and log.exists():
-            found.setdefault(stage, log)
-    return sorted(found.items())

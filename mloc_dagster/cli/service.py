@@ -1,4 +1,4 @@
-"""`mloc up`: the web UI and the daemon together, one process to stop."""
+"""`mloc up`: the web UI and the daemon together, one process to stop; `mloc serve`: the web UI alone."""
 
 from __future__ import annotations
 
@@ -10,45 +10,79 @@ import sys
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from executors.group import end_group
 from executors.parent import end_with_parent
-from mloc_dagster.cli.app import OnCpu, app, check_on
+from mloc_dagster.cli.app import LogFormat, OnCpu, app, check_log_format, check_on
 from mloc_dagster.cli.screen import console, error_console, fail
-from mloc_dagster.placement.local.process import end_group
 
-_LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from mloc_dagster.store.home import Home
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_LAST_SECONDS = 30.0
+"""How long what a part of the service has started may take to end."""
+
+
+Port = Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port of the web UI.")]
+Host = Annotated[str, typer.Option(help="Address to bind to; beyond loopback, put a proxy with TLS in front.")]
 
 
 @app.command()
-def up(
-    port: Annotated[int, typer.Option("--port", "-p", min=1, max=65535, help="Port of the web UI.")] = 3000,
-    host: Annotated[
-        str, typer.Option(help="Address to bind to; beyond loopback, put a proxy with TLS in front.")
-    ] = "127.0.0.1",
-    on: OnCpu = None,
-) -> None:
+def up(port: Port = 3000, host: Host = "127.0.0.1", on: OnCpu = None, log_format: LogFormat = None) -> None:
     """Start the service (web UI, GraphQL, REST) and the daemon (queue, sensors, monitoring); Ctrl-C stops both.
 
     A token opens the service; the address that is printed logs one browser in.
     """
-    from mloc_dagster.cli.home import open_home
-    from mloc_dagster.files.atomic import write_text
     from mloc_dagster.placement.launcher import LocalRunLauncher
     from mloc_dagster.placement.launcher.client import stop as stop_pools
-    from mloc_dagster.service.tokens import Tokens, local_file, local_token
+
+    instance, home, workspace = _prepared(port, host, on, log_format)
+    if isinstance(instance.run_launcher, LocalRunLauncher):
+        instance.run_launcher.warm_up()
+    commands = {
+        "web": ["mloc_dagster.service", "--host", host, "--port", str(port), "-w", str(workspace)],
+        "daemon": ["mloc_dagster.definitions.daemon", "-w", str(workspace)],
+    }
+    children = {name: _start(name, command, home.logs) for name, command in commands.items()}
+    _tell(home, host, port)
+    ended = _watch(children, home.logs)
+    stop_pools(home)
+    raise typer.Exit(ended)
+
+
+@app.command()
+def serve(port: Port = 3000, host: Host = "127.0.0.1", on: OnCpu = None, log_format: LogFormat = None) -> None:
+    """Start the service alone (web UI, GraphQL, REST), for where `mloc daemon` runs as a unit of its own.
+
+    It logs on standard error. Tasks that come wait for the daemon, unless dagster.yaml says otherwise.
+    """
+    from mloc_dagster.service.__main__ import main
+
+    instance, home, workspace = _prepared(port, host, on, log_format)
+    instance.dispose()
+    _tell(home, host, port)
+    main(["--host", host, "--port", str(port), "-w", str(workspace)])
+
+
+def _prepared(port: int, host: str, on: str | None, log_format: str | None) -> tuple[DagsterInstance, Home, Path]:
+    """Check what was asked for, open the home, and write the workspace file that the service loads."""
+    from mloc_dagster.cli.home import open_home
+    from mloc_dagster.files.atomic import write_text
 
     check_on(on)
-    if host not in _LOOPBACK:
+    check_log_format(log_format)
+    if host not in LOOPBACK:
         told = f"--host {host}: who reads the traffic reads the tokens; put a proxy with TLS in front of the port"
         error_console.print(told, style="yellow", highlight=False, soft_wrap=True)
     if _taken(host, port):
         fail(f"port {port} is in use", "name another one with --port")
     instance, home = open_home()
-    if isinstance(instance.run_launcher, LocalRunLauncher):
-        instance.run_launcher.warm_up()
     home.inbox.mkdir(parents=True, exist_ok=True)
     local = Path("task_specs")
     if local.is_dir():
@@ -58,19 +92,22 @@ def up(
         workspace,
         "load_from:\n  - python_module:\n      module_name: mloc_dagster.definitions\n      location_name: mloc\n",
     )
-    commands = {
-        "web": ["mloc_dagster.service", "--host", host, "--port", str(port), "-w", str(workspace)],
-        "daemon": ["mloc_dagster.definitions.daemon", "-w", str(workspace)],
-    }
-    code = Tokens(home).new_code(local_token(home).id)
-    children = {name: _start(name, command, home.logs) for name, command in commands.items()}
+    return instance, home, workspace
+
+
+def _tell(home: Home, host: str, port: int) -> None:
+    """Say where the service is, and how one gets in: with a code at a terminal, which a log must not keep."""
+    from mloc_dagster.service.tokens import Tokens, local_file, local_token
+
     address = f"http://{'127.0.0.1' if host == '0.0.0.0' else f'[{host}]' if ':' in host else host}:{port}"
-    told = f"UI {address}/login?code={code} (once, within the hour; another one: mloc token url)\n"
+    token = local_token(home)
+    if console.is_terminal:
+        code = Tokens(home).new_code(token.id)
+        told = f"UI {address}/login?code={code} (once, within the hour; another one: mloc token url)\n"
+    else:
+        told = f"UI {address} (an address that logs a browser in: mloc token url)\n"
     told += f"REST {address}/api/v1/tasks, token in {local_file(home)}; inbox {home.inbox}; Ctrl-C stops"
     console.print(told, highlight=False, soft_wrap=True, markup=False)
-    ended = _watch(children, home.logs)
-    stop_pools(home)
-    raise typer.Exit(ended)
 
 
 def _start(name: str, command: list[str], logs: Path) -> subprocess.Popen[bytes]:
@@ -110,7 +147,7 @@ def _watch(children: dict[str, subprocess.Popen[bytes]], logs: Path) -> int:
     for child in children.values():
         with suppress(subprocess.TimeoutExpired):
             child.wait(20)
-        end_group(child)  # also what a child that was killed has left
+        end_group(child, _LAST_SECONDS)  # also what a child that was killed has left
     return code
 
 

@@ -18,7 +18,11 @@ app.add_typer(_tokens, name="token")
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what it is for.")],
     scope: Annotated[
-        str, typer.Option(help="read: look; submit: also start and cancel tasks; admin: everything.")
+        str,
+        typer.Option(
+            help="read: look; submit: also start and cancel tasks; admin: everything of people; worker: a machine that "
+            "connects by itself (mloc worker), under the token's name."
+        ),
     ] = "submit",
 ) -> None:
     """Make a token and print it; it is not shown again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import socket
 import sys
@@ -20,8 +21,11 @@ from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import Queued
 from dagster._daemon.utils import DaemonErrorCapture
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
+from mloc_dagster.definitions.execution import TASK_ID
 from mloc_dagster.definitions.instance import hold_connections, open_instance
 from mloc_dagster.definitions.lost import Watch
+from mloc_dagster.definitions.reloading import reloaded
+from mloc_dagster.definitions.unwatched import end_unwatched
 from mloc_dagster.files.atomic import sweep
 from mloc_dagster.placement.failures.silence import lost_after
 from mloc_dagster.placement.ledger import Ledger
@@ -31,7 +35,9 @@ from mloc_dagster.placement.queue.signals import Door, only_daemon
 from mloc_dagster.placement.workers.declared import workers_of
 from mloc_dagster.spec import SpecError
 from mloc_dagster.store.home import Home
+from mloc_dagster.telemetry import logs
 
+_log = logging.getLogger("mloc")
 _REGISTER_SECONDS = 10.0
 _LEAST_SILENCE_SECONDS = 2.0
 
@@ -46,7 +52,7 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
     def core_loop(self, workspace_process_context: IWorkspaceProcessContext, shutdown_event: Event) -> DaemonIterator:
         """Pass after pass; an error is told and the next pass comes all the same."""
         instance = workspace_process_context.instance
-        ledger, door = Ledger.of_instance(instance), Door(Path(instance.root_directory))
+        ledger = Ledger.of_instance(instance)
         hardware = _Hardware(ledger, Home.current())
         hardware.register()
         scheduler = Scheduler(
@@ -57,9 +63,10 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
             launch=lambda run: self._launch(workspace_process_context, run),
             settled=Watch(instance, _silence(self._coordinator.lease_seconds)).settle,
         )
+        door = Door(Path(instance.root_directory))
         try:
             while not shutdown_event.is_set():
-                woken = door.wait(self._coordinator.tick_seconds)
+                woken = door.wait(0.0 if scheduler.behind else self._coordinator.tick_seconds)
                 try:
                     hardware.register_again()
                     yield from scheduler.step(woken)
@@ -76,17 +83,22 @@ class QueueDaemon(QueuedRunCoordinatorDaemon):
     def _launch(self, context: IWorkspaceProcessContext, run: DagsterRun) -> bool:
         instance = context.instance
         settings = instance.get_concurrency_config()
-        return self._dequeue_run(instance, context.create_request_context(), run, settings, None)
+        with logs.about(run_id=run.run_id, task_id=run.tags.get(TASK_ID) or run.run_id):
+            begun = self._dequeue_run(instance, context.create_request_context(), run, settings, None)
+            _log.info("launched %s" if begun else "could not launch %s", run.job_name)
+        return begun
 
 
 class RunMonitoring(MonitoringDaemon):
     """Dagster's, which would only end a run that has lost its worker: before it looks, such runs get their cause and
-    another attempt. At its start, that is the adoption of runs that went on while there was no daemon."""
+    another attempt. At its start, that is the adoption of runs that went on while there was no daemon. What still goes
+    on elsewhere for runs that are over is ended."""
 
     def run_iteration(self, workspace_process_context: IWorkspaceProcessContext) -> DaemonIterator:
         """Look at all runs that go on."""
         Watch(workspace_process_context.instance, None).settle_all()
         yield from super().run_iteration(workspace_process_context)
+        end_unwatched(workspace_process_context.instance, Home.current())
 
 
 class _Hardware:
@@ -132,6 +144,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m mloc_dagster.definitions.daemon")
     parser.add_argument("-w", "--workspace", type=Path, help="a workspace.yaml; default: our own code location")
     workspace = parser.parse_args(arguments).workspace
+    try:
+        logs.configure("daemon")
+    except logs.BadFormat as error:
+        print(error, file=sys.stderr)
+        return 2
     setup_interrupt_handlers()
     home = Home.current()
     with capture_interrupts(), open_instance(home) as instance, only_daemon(Path(instance.root_directory)) as alone:
@@ -170,7 +187,11 @@ def _run(instance: DagsterInstance, workspace: Path | None) -> int:
         else ModuleTarget("mloc_dagster.definitions", None, str(Path.cwd()), "mloc")
     )
     try:
-        with daemon_controller_from_instance(instance, target, gen_daemons=daemons) as controller:
+        with (
+            daemon_controller_from_instance(instance, target, gen_daemons=daemons) as controller,
+            reloaded(controller._workspace_process_context, Home.current()),
+        ):
+            logs.adopt("dagster")
             controller.check_daemon_loop()
     except KeyboardInterrupt:
         pass

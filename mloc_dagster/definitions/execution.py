@@ -23,15 +23,20 @@ from dagster import (
 )
 
 from mloc_dagster.definitions.curves import curve
+from mloc_dagster.definitions.telling import step_traced
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause, backoff_seconds
+from mloc_dagster.placement.launcher.workers import lock_of
 from mloc_dagster.plan.steps import Plan, Step
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.resources import Retry
 from mloc_dagster.store.home import Home
+from mloc_dagster.telemetry import logs
 
 if TYPE_CHECKING:
+    from mloc_dagster.placement.ledger.grant import Grant
     from mloc_dagster.placement.local.work import Check, RunInfo, StepFailed, StepOutcome
+    from mloc_dagster.placement.seats import Seats
 
 TASK_ID, FRESH, ON = "mloc/task_id", "mloc/fresh", "mloc/on"
 REPLAY_OF = "mloc/replay_of"
@@ -52,7 +57,8 @@ def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[
     _stop_after_failure(context, plan)
     begun = time.monotonic()
     try:
-        outcome = run_step(plan, step, run, _reporter(context))
+        with logs.about(run_id=run.run_id, task_id=run.task_id, step=step.key), step_traced(context.run, step.key):
+            outcome = run_step(plan, step, run, _reporter(context))
     except StepCancelled as error:
         raise Failure(str(error), allow_retries=False) from None
     except StepFailed as error:
@@ -66,6 +72,18 @@ def execute(context: AssetExecutionContext, plan: Plan, step: Step) -> Iterator[
         data_version=DataVersion(outcome.data_version),
         check_results=[_check(key, check) for check in _checks(step, outcome)],
     )
+
+
+def task_id_of(instance: DagsterInstance, run: DagsterRun) -> str:
+    """Return the id of a run's task.
+
+    A tag names another task's only in a run that goes on from it, for anyone sets tags.
+    """
+    given, own = run.tags.get(TASK_ID), run.root_run_id or run.run_id
+    if given in (None, "", own, run.run_id):
+        return given or own
+    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
+    return task_id_of(instance, before) if before is not None and before.tags.get(TASK_ID) == given else own
 
 
 def _stop_after_failure(context: AssetExecutionContext, plan: Plan) -> None:
@@ -86,23 +104,33 @@ def _run_info(context: AssetExecutionContext) -> RunInfo:
     grant = Grant.of_run(run)
     return RunInfo(
         run_id=run.run_id,
-        task_id=_task_id(context.instance, run),
+        task_id=task_id_of(context.instance, run),
         home=Home.current(),
         fresh=run.tags.get(FRESH) == "true",
         on_cpu=run.tags.get(ON) == "cpu" or inventory.cpu_forced(),
         cancelled=lambda: False,
         earlier=frozenset(_earlier(context.instance, run)),
         granted=grant.devices if grant else None,
+        lock=lock_of(run.run_id),
+        seats=_seats(context, grant),
     )
 
 
-def _task_id(instance: DagsterInstance, run: DagsterRun) -> str:
-    """The id of the run's task; a tag names another task's only in a run that goes on from it, for anyone sets tags."""
-    given, own = run.tags.get(TASK_ID), run.root_run_id or run.run_id
-    if given in (None, "", own, run.run_id):
-        return given or own
-    before = instance.get_run_by_id(run.parent_run_id) if run.parent_run_id else None
-    return _task_id(instance, before) if before is not None and before.tags.get(TASK_ID) == given else own
+def _seats(context: AssetExecutionContext, grant: Grant | None) -> Seats | None:
+    """What gives stages their workers, where there are others than this machine; raises Failure for a bad file."""
+    from mloc_dagster.placement.ledger import Ledger
+    from mloc_dagster.placement.seats import Seats
+    from mloc_dagster.placement.workers.declared import fleet_of
+    from mloc_dagster.spec import SpecError
+
+    try:
+        fleet = fleet_of(Home.current())
+    except SpecError as error:
+        raise Failure("\n".join(map(str, error.faults)), allow_retries=False) from None
+    if not fleet.engines and not (grant and grant.split):
+        return None
+    run = context.run
+    return Seats(fleet, Ledger.of_instance(context.instance), run.run_id, run.tags.get("mloc/owner", "unknown"), grant)
 
 
 def _earlier(instance: DagsterInstance, run: DagsterRun) -> Iterator[str]:
@@ -119,6 +147,9 @@ def _reporter(context: AssetExecutionContext) -> Callable[[dict[str, Json]], Non
 
     def report(progress: dict[str, Json]) -> None:
         nonlocal last
+        if "note" in progress:
+            context.log.info(str(progress["note"]))
+            return
         if time.monotonic() - last < _LOG_SECONDS:
             return
         last = time.monotonic()
@@ -134,7 +165,7 @@ def _retry_or_fail(context: AssetExecutionContext, step: Step, error: StepFailed
     """Ask for another attempt when the cause allows one; else tell the cause to the step's metadata and the run."""
     retry = step.stage.spec.retry if step.stage else Retry(max_retries=0)
     attempt = context.retry_number + 1
-    if attempt <= error.cause.retries(retry.max_retries):
+    if error.again and attempt <= error.cause.retries(retry.max_retries):
         wait = backoff_seconds(retry.backoff, attempt)
         context.log.warning(f"attempt {attempt} failed, {error.cause}; the next begins in {wait:g} s: {error}")
         raise RetryRequested(max_retries=retry.max_retries, seconds_to_wait=wait) from error

@@ -8,11 +8,9 @@ launching again is safe where it isn't known whether the first launch came throu
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from dagster import (
@@ -27,10 +25,11 @@ from dagster import (
 
 from mloc_dagster.definitions.launcher import WORKER
 from mloc_dagster.definitions.submit import create_run, store_spec
-from mloc_dagster.files.atomic import write_text
+from mloc_dagster.files.atomic import held, write_text
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import SpecError, TaskFile, load_file
 from mloc_dagster.store.home import Home
+from mloc_dagster.usage.budgets import BudgetExceeded, refuse_beyond
 
 DROP = "mloc/inbox"
 """Run tag: the drop that a run came from."""
@@ -61,7 +60,7 @@ def take(instance: DagsterInstance, home: Home) -> Iterator[str]:
         return
     claimed = home.inbox / ".claimed"
     claimed.mkdir(exist_ok=True)
-    with _only_one(home.inbox / ".lock") as alone:
+    with held(home.inbox / ".lock") as alone:
         if not alone:
             return
         for path in sorted(home.inbox.iterdir()):
@@ -75,17 +74,6 @@ def take(instance: DagsterInstance, home: Home) -> Iterator[str]:
                 yield f"not yet {_name(path)}: {type(error).__name__}: {error}"
 
 
-@contextmanager
-def _only_one(lock: Path) -> Iterator[bool]:
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
-
-
 def _quiet(path: Path) -> bool:
     """Whether the file was left alone for a second; the change time, since a copy may keep the time of its original."""
     return abs(time.time() - path.stat().st_ctime) >= _QUIET_SECONDS
@@ -97,13 +85,23 @@ def _handle(instance: DagsterInstance, home: Home, path: Path) -> str:
         task = load_file(path)
     except SpecError as error:
         report = "\n".join(str(fault.in_file(name)) for fault in error.faults)
-        target = _free(home.inbox / "rejected" / name, path)
-        write_text(target.with_name(f"{target.name}.errors.txt"), report + "\n")
-        path.rename(target)
-        return f"rejected {name}: {len(error.faults)} fault(s)"
+        return _rejected(home, path, report, f"{len(error.faults)} fault(s)")
+    try:
+        refuse_beyond(instance, task.owner, task.project)
+    except BudgetExceeded as error:
+        return _rejected(home, path, f"{error}; new work is refused; {error.way_out}", "a budget")
     run_id = _run(instance, home, task, path)
     path.rename(_free(home.inbox / "accepted" / name, path))
     return f"accepted {name}: run {run_id}"
+
+
+def _rejected(home: Home, path: Path, report: str, short: str) -> str:
+    """Put a drop aside with what is to be said of it."""
+    name = _name(path)
+    target = _free(home.inbox / "rejected" / name, path)
+    write_text(target.with_name(f"{target.name}.errors.txt"), report + "\n")
+    path.rename(target)
+    return f"rejected {name}: {short}"
 
 
 def _run(instance: DagsterInstance, home: Home, task: TaskFile, path: Path) -> str:

@@ -16,6 +16,7 @@ DAGSTER_YAML = """\
 # Runs of task files, on this machine. Yours to change.
 
 # Dagster's SQLite files in DAGSTER_HOME, over connections that are kept; `synchronous: full` waits for the disk.
+# On PostgreSQL: module mloc_dagster.store.postgres, class PostgresStorage, config {postgres_url: {env: DATABASE_URL}}.
 storage:
   custom:
     module: mloc_dagster.store.sqlite

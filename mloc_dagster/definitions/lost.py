@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 
 from dagster import DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.launcher.base import WorkerStatus
 
+from executors.heartbeat import Pulse
 from mloc_dagster.definitions.execution import note_cause
 from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.placement.failures.cause import Cause
-from mloc_dagster.placement.failures.silence import LOST_AFTER, Pulse, Silence
+from mloc_dagster.placement.failures.silence import LOST_AFTER, Silence
+from mloc_dagster.placement.launcher.launcher import CANCEL
 from mloc_dagster.placement.launcher.workers import end_now, only_holder, worker_of
 from mloc_dagster.store.home import Home
 
@@ -22,24 +25,29 @@ _ALIVE = [DagsterRunStatus.STARTING, DagsterRunStatus.STARTED, DagsterRunStatus.
 
 def end_lost(instance: DagsterInstance) -> None:
     """End every run of this home whose worker was killed; what its work had stored is continued by the next run."""
+    deadline = time.monotonic() + _LAST_SECONDS
     for run in instance.get_runs(RunsFilter(statuses=_ALIVE)):
-        end_if_lost(instance, run)
+        end_if_lost(instance, run, patience=max(0.0, deadline - time.monotonic()))
 
 
-def end_if_lost(instance: DagsterInstance, run: DagsterRun) -> bool:
-    """Report a run as failed (or cancelled, when that was asked for) if its worker is gone; returns whether it was."""
+def end_if_lost(instance: DagsterInstance, run: DagsterRun, patience: float = 0.0) -> bool:
+    """Report a run as failed (or cancelled, when that was asked for) if its worker is gone; returns whether it was.
+
+    It is not over as long as something of it goes on, such as a stage that stores its state; `patience`: how many
+    seconds to wait for that.
+    """
     launcher = instance.run_launcher
     if run.status not in _ALIVE or not launcher.supports_check_run_worker_health:
         return False
     health = launcher.check_run_worker_health(run)
     if health.status is not WorkerStatus.FAILED:
         return False
-    return report_gone(instance, run.run_id, str(health.msg))
+    return report_gone(instance, run.run_id, str(health.msg), patience)
 
 
-def report_gone(instance: DagsterInstance, run_id: str, reason: str) -> bool:
+def report_gone(instance: DagsterInstance, run_id: str, reason: str, patience: float = _LAST_SECONDS) -> bool:
     """Report a run whose worker seems to be gone, unless one holds it, which may only just have begun."""
-    with only_holder(Home.current(), run_id, patience=_LAST_SECONDS) as alone:
+    with only_holder(Home.current(), run_id, patience=patience) as alone:
         return alone and report_lost(instance, run_id, reason)
 
 
@@ -77,6 +85,7 @@ class Watch:
 
     def settle(self, run: DagsterRun, expired: bool) -> bool:
         """Whether a run is over: it has ended, or did now. `expired`: its lease was not renewed in time."""
+        self._end_as_asked(run)
         if not expired:
             self._silences.pop(run.run_id, None)
         if not run.is_finished and not end_if_lost(self._instance, run):
@@ -90,8 +99,15 @@ class Watch:
     def settle_all(self) -> None:
         """End all runs without a worker, those without a lease too."""
         for run in self._instance.get_runs(RunsFilter(statuses=_ALIVE)):
+            self._end_as_asked(run)
             if end_if_lost(self._instance, run):
                 retry_lost(self._instance, run.run_id)
+
+    def _end_as_asked(self, run: DagsterRun) -> None:
+        """End a run whose worker is here, and that was cancelled on another machine."""
+        if run.status is DagsterRunStatus.CANCELING and run.tags.get(CANCEL) == "asked" and worker_of(run):
+            self._instance.add_run_tags(run.run_id, {CANCEL: "told"})
+            self._instance.run_launcher.terminate(run.run_id)
 
     def _too_long(self, run: DagsterRun) -> bool:
         """Whether its worker, for as long as the limit, neither renewed the lease nor did anything else."""
@@ -107,5 +123,4 @@ class Watch:
         worker = worker_of(run)
         who = f"the worker process {worker.pid}" if worker else "the run's worker never began: it"
         report_lost(self._instance, run.run_id, f"{who} gave no sign of life for too long; see {LOST_AFTER}")
-        if worker is not None:
-            end_now(worker)
+        end_now(Home.current(), run.run_id, worker)

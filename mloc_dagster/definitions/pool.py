@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from dagster import DagsterInstance
-from dagster._core.storage.runs import SqliteRunStorage
+from dagster import AssetKey, DagsterInstance
 
 from mloc_dagster.definitions import worker
 from mloc_dagster.definitions.instance import hold_connections, open_instance
@@ -28,8 +28,10 @@ from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.spec.task_types import known
+from mloc_dagster.store import connections
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.sqlite import engines
+from mloc_dagster.telemetry import logs
 
 _LOADED = (
     "dagster._core.execution.plan.execute_plan",
@@ -52,27 +54,37 @@ spec:
 
 def main(address: str, pipe: str) -> int:
     """Serve runs until there is no reason to."""
+    try:
+        logs.configure("pool")
+    except logs.BadFormat as error:
+        print(error, file=sys.stderr, flush=True)
+    with half_folder(Home.current().root / "pool", "empty") as empty:
+        return _serve(address, pipe, empty)
+
+
+def _serve(address: str, pipe: str, empty: Path) -> int:
     home, instance = Home.current(), _instance(Home.current())
     for name in _LOADED:
         importlib.import_module(name)
     known()
 
     def run(run_id: str, ready: Callable[[], None]) -> int:
+        worker.configure_logs()
         with _own(instance) as own:
             return worker.execute(own, run_id, ready)
 
     def bury(run_id: str, pid: int, reason: str) -> None:
         with _own(instance) as own:
-            report_gone(own, run_id, f"the worker process {pid} is gone (killed, or out of memory): {reason}")
+            report_gone(own, run_id, f"the worker process {pid} is gone: {reason}")
             retry_lost(own, run_id)
 
     def warm_up() -> None:
-        _rehearse(home)
+        _rehearse(home, empty)
         _touch(instance)
 
     idle = float(os.environ.get("MLOC_POOL_IDLE") or _IDLE_SECONDS)
     settings = Path(os.environ["DAGSTER_HOME"]) / "dagster.yaml"
-    work = Work(run, bury, partial(_rehearse, home), warm_up, home, settings, idle)
+    work = Work(run, bury, partial(_rehearse, home, empty), warm_up, home, settings, idle)
     serve(work, Path(address), lambda: _tell(int(pipe)))
     return 0
 
@@ -81,8 +93,9 @@ def _instance(home: Home) -> DagsterInstance | None:
     """Open the instance for all children; None, for each to open its own, when its storage keeps a handle open."""
     before = _handles()
     instance = open_instance(home)
-    Ledger.of_instance(instance)
+    _touch(instance)
     engines.close_all()
+    connections.close_all()
     if _handles() <= before:
         return instance
     instance.dispose()
@@ -100,22 +113,32 @@ def _handles() -> set[str]:
     return found
 
 
-def _rehearse(home: Home) -> None:
-    """Carry a small task out in a home of its own, which is thrown away; so is what a killed pool has left of one."""
+def _rehearse(home: Home, empty: Path) -> None:
+    """Carry a small task out in a home of its own, which is thrown away; so is what a killed pool has left of one.
+
+    `empty`: a folder that the first rehearsal leaves a new home's databases in, for the others to begin with.
+    """
     sweep(home.root / "pool")
     with half_folder(home.root / "pool", "rehearsal") as folder, _moved(folder), _silent():
+        shutil.copytree(empty, folder, dirs_exist_ok=True)
         own = Home.current()
         plan = compile_plan(load_text(_REHEARSAL, base=folder))
         with open_instance(own) as instance:
+            if not any(empty.iterdir()):
+                engines.close_all()  # so that all is in the files
+                shutil.copytree(folder, empty, dirs_exist_ok=True)
             run = create_run(instance, plan, store_spec(own, plan.task), fresh=False, tags=None)
             worker.execute(instance, run.run_id)
     engines.close_all()
+    connections.close_all()
 
 
 def _touch(instance: DagsterInstance | None) -> None:
-    """Open the database of runs, where it is a file; a server may be restarted before the connection is used."""
-    if instance is not None and isinstance(instance.run_storage, SqliteRunStorage):
-        instance.get_run_by_id("none")
+    """Have the databases open, and known what tables and columns they have."""
+    if instance is not None:
+        Ledger.of_instance(instance)
+        instance.get_run_records(limit=1)
+        instance.fetch_materializations(AssetKey("none"), limit=1)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from uuid import UUID, uuid5
 
@@ -14,16 +15,17 @@ from dagster_shared.error import DagsterError
 from mloc_dagster.definitions.assets import build_job
 from mloc_dagster.definitions.execution import REPLAY_OF, TASK_ID
 from mloc_dagster.definitions.repository import TaskFiles
-from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause
-from mloc_dagster.placement.launcher.launcher import task_specs_of
+from mloc_dagster.placement.failures.cause import ATTEMPTS, CAUSE, Cause, backoff_seconds
+from mloc_dagster.placement.failures.letters import retries_of
+from mloc_dagster.placement.launcher.launcher import CANCEL, task_specs_of
 from mloc_dagster.placement.launcher.workers import LAUNCHER, WORKER, only_holder
-from mloc_dagster.placement.ledger.grant import LEASE
-from mloc_dagster.placement.queue.asked import WAITING
+from mloc_dagster.placement.ledger.grant import LEASE, Grant
+from mloc_dagster.placement.queue.asked import AVOID, NOT_BEFORE, WAITING
 from mloc_dagster.plan import Plan
 from mloc_dagster.spec import SpecError
 from mloc_dagster.store.home import Home
 
-_OF_ONE_RUN = {CAUSE, ATTEMPTS, LAUNCHER, WORKER, LEASE, WAITING, REPLAY_OF}
+_OF_ONE_RUN = {CAUSE, ATTEMPTS, CANCEL, LAUNCHER, WORKER, LEASE, WAITING, REPLAY_OF, NOT_BEFORE, AVOID}
 """Tags that say something of one run and not of its task."""
 _SUBMIT_SECONDS = 10.0
 """How long another process may take to make and submit the next attempt of a run."""
@@ -82,12 +84,14 @@ def _next_attempt(instance: DagsterInstance, run: DagsterRun, next_id: str) -> s
         if there.status is DagsterRunStatus.NOT_STARTED:  # who made it was killed before it was submitted
             instance.submit_run(next_id, None)  # pyright: ignore[reportArgumentType] - our launcher needs no workspace
         return next_id
-    number = int(run.tags.get(RETRY_NUMBER_TAG, "0")) + 1
+    if instance.get_run_ids(RunsFilter(tags={PARENT_RUN_ID_TAG: run.run_id}), limit=1):
+        return None  # somebody has replayed it
+    number = retries_of(run.tags) + 1
     try:
         plan = _plan(run)
         if number > _most_retries(plan):
             return None
-        return _again(instance, run, plan, next_id, {RETRY_NUMBER_TAG: str(number)})
+        return _again(instance, run, plan, next_id, {RETRY_NUMBER_TAG: str(number), **_elsewhere(run, plan, number)})
     except DagsterRunAlreadyExists:
         return next_id
     except (ReplayRefused, DagsterError) as error:
@@ -108,6 +112,14 @@ def _lost_itself(run: DagsterRun) -> bool:
 def _most_retries(plan: Plan) -> int:
     asked = [step.stage.spec.retry.max_retries for step in plan.steps if step.kind == "stage" and step.stage]
     return Cause.WORKER_LOST.retries(max(asked, default=0))
+
+
+def _elsewhere(run: DagsterRun, plan: Plan, number: int) -> dict[str, str]:
+    """Tags by which the queue has an attempt wait a while and, where it can, begin on another worker."""
+    wait = max((step.stage.spec.retry.backoff for step in plan.steps if step.stage), default=0.0)
+    grant = Grant.of_run(run)
+    tags = {NOT_BEFORE: f"{time.time() + backoff_seconds(wait, number):.3f}"}
+    return {**tags, AVOID: grant.worker} if grant else tags
 
 
 def _plan(run: DagsterRun) -> Plan:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-from dagster import AssetKey, AssetsDefinition, JobDefinition, SensorDefinition
+from dagster import AssetKey, AssetsDefinition, JobDefinition, ScheduleDefinition, SensorDefinition
 from dagster._core.definitions.asset_checks.asset_checks_definition import AssetChecksDefinition
 from dagster._core.definitions.asset_key import AssetCheckKey
 from dagster._core.definitions.repository_definition import RepositoryData
@@ -84,10 +84,18 @@ class TaskFiles(RepositoryData):
         return [task.job for task in self._all]
 
     def get_all_sensors(self) -> Sequence[SensorDefinition]:
-        """The inbox sensor."""
+        """The sensors of alerts and of the inbox, and those of the task files that were added."""
+        from mloc_dagster.definitions.alerts import alerts_sensor
         from mloc_dagster.definitions.inbox import inbox_sensor
+        from mloc_dagster.definitions.schedules import sensors_of
 
-        return [inbox_sensor]
+        return [alerts_sensor, inbox_sensor, *sensors_of(self._home)]
+
+    def get_all_schedules(self) -> Sequence[ScheduleDefinition]:
+        """The schedules of the task files that were added."""
+        from mloc_dagster.definitions.schedules import schedules_of
+
+        return list(schedules_of(self._home))
 
     def get_assets_defs_by_key(self) -> Mapping[AssetKey, AssetsDefinition]:
         """The assets of all jobs; of a key that several files share, the first one's.

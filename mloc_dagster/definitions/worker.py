@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,22 +15,37 @@ from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
-from mloc_dagster.definitions.execution import note_cause
+from mloc_dagster.definitions.execution import note_cause, task_id_of
 from mloc_dagster.definitions.lost import report_lost
 from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.definitions.repository import TaskFiles
+from mloc_dagster.definitions.telling import run_logs_as_json, traced
 from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.launcher.workers import WORKER, only_holder, worker_tag
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.ledger.grant import Grant, LeaseLost, held
 from mloc_dagster.placement.queue.signals import knock
 from mloc_dagster.store.home import Home
+from mloc_dagster.telemetry import logs
+from mloc_dagster.usage.held import note_held
+
+_log = logging.getLogger("mloc")
 
 
 def main(run_id: str) -> int:
     """Execute a run that is waiting in the instance that DAGSTER_HOME names; returns 0 when it succeeded."""
+    configure_logs()
     with DagsterInstance.get() as instance:
         return execute(instance, run_id)
+
+
+def configure_logs() -> None:
+    """Have this process, and what Dagster tells of the run, log as the environment asks."""
+    try:
+        if logs.configure("worker") == "json":
+            run_logs_as_json()
+    except logs.BadFormat as error:
+        print(error, file=sys.stderr)
 
 
 def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = lambda: None) -> int:
@@ -49,7 +65,11 @@ def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = 
             return 0
         run = _noted(instance, run)
         ready()
-        return _execute(instance, run)
+        with logs.about(run_id=run_id, task_id=task_id_of(instance, run)), traced(instance, run):
+            _log.info("begins %s", run.job_name)
+            code = _execute(instance, run)
+            _log.info("ended %s with %d", run.job_name, code)
+            return code
 
 
 def _noted(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
@@ -77,9 +97,10 @@ def _execute(instance: DagsterInstance, run: DagsterRun) -> int:
 
 @contextmanager
 def _lease(instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
-    """Hold what the queue has given the run, and let the queue know at the end; without a queue there is nothing."""
+    """Hold what the queue has given the run, and let the queue know at the end; without one it takes what it needs."""
     grant = Grant.of_run(run)
     if grant is None:
+        note_held(instance, run)
         yield
         return
 

@@ -1,6 +1,7 @@
-"""Delivery to a URL: the envelope, then each archive to `<url>/<task id>/files` as multipart `file`.
+"""Delivery to a URL: the envelope, then each archive and the provenance to `<url>/<task id>/files` as multipart `file`.
 
-Every request carries an Idempotency-Key, and 409 means that the other side has it already.
+Every request carries an Idempotency-Key, the same for every try and every replay of a task, and 409 means that the
+other side has it already. With `signing_secret` every try is signed anew.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 from urllib.parse import urlparse
+from uuid import uuid4
 
 from mloc_dagster.delivery.errors import DeliveryError, TryAgain
+from mloc_dagster.delivery.signature import signed
+from mloc_dagster.provenance.names import provenance_of
 from mloc_dagster.sources.pulled import shown
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.output import Destination
@@ -23,8 +27,11 @@ if TYPE_CHECKING:
     from requests import Response
     from requests_toolbelt import MultipartEncoder
 
+_BLOCK = 1 << 20
+_LONGEST_WORDS = 1000
 _INTERNAL_HOSTS = {"localhost", "127.0.0.1", "orchestrator"}
 _INTERNAL_PATH = "/api/v1/results"
+_TYPES = {".gz": "application/gzip", ".json": "application/vnd.cyclonedx+json", ".pem": "application/x-pem-file"}
 _WORTH_ANOTHER_TRY = {408, 425, 429}
 _HINTS = {
     401: "check output.destination.headers",
@@ -36,15 +43,18 @@ _HINTS = {
 
 
 def to_url(folder: Path, target: Destination, home: Home) -> dict[str, Json]:
-    """Send a result and its archives; our own results address needs no sending."""
+    """Send a result, its archives and their provenance; our own results address needs no sending."""
     assert target.url is not None
     parsed = urlparse(target.url)
     if parsed.hostname in _internal_hosts() and parsed.path.rstrip("/") == _INTERNAL_PATH:
         own = home.run_folder(folder.parent.name, folder.name)
         return {"delivered_to": str(own), "note": "our own results address: kept in the results folder"}
     envelope = read_envelope(folder / RESPONSES)
-    headers = {"Content-Type": "application/json", "Idempotency-Key": envelope.task_id}
-    status = _send(target, target.method.upper(), target.url, envelope.model_dump_json().encode(), headers)
+    body = envelope.model_dump_json().encode()
+    given = {name.lower(): value for name, value in target.headers.items()}
+    kind = given.get("content-type", "application/json")
+    headers = {"Content-Type": kind, "Idempotency-Key": envelope.task_id}
+    status = _send(target, target.method.upper(), target.url, body, headers | signed(target.signing_secret, [body]))
     sent: list[Json] = [_send_file(path, target, envelope) for path in _archives(folder)]
     return {"delivered_to": shown(target.url), "files": sent, "status": status}
 
@@ -55,9 +65,13 @@ def _send_file(path: Path, target: Destination, envelope: Envelope) -> str:
     parsed = urlparse(str(target.url))
     url = parsed._replace(path=f"{parsed.path.rstrip('/')}/{envelope.task_id}/files").geturl()
     with path.open("rb") as file:
-        body = MultipartEncoder({"file": (path.name, file, "application/gzip")})
+        parts, boundary = {"file": (path.name, file, _TYPES.get(path.suffix, "application/octet-stream"))}, uuid4().hex
+        first = MultipartEncoder(parts, boundary)  # read once to sign it, and once more to send it
+        signature = signed(target.signing_secret, iter(lambda: first.read(_BLOCK), b""))
+        file.seek(0)
+        body = MultipartEncoder(parts, boundary)
         headers = {"Content-Type": body.content_type, "Idempotency-Key": f"{envelope.task_id}/{path.name}"}
-        _send(target, "POST", url, body, headers)
+        _send(target, "POST", url, body, headers | signature)
     return path.name
 
 
@@ -72,23 +86,31 @@ def _send(
             method,
             url,
             data=body,
-            headers={**headers, **target.headers},
+            headers=_merged(target.headers, headers),
             timeout=target.timeout_sec,
             allow_redirects=False,
+            stream=True,  # what is accepted is accepted, whatever the rest of the answer does
         )
     except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.InvalidHeader) as no:
         raise DeliveryError(f"{shown(url)}: {no}; check output.destination") from None
     except requests.RequestException as error:
         raise TryAgain(f"{shown(url)}: {_reason(error)}") from None
-    _check(answer, f"{method} {shown(url)}")
+    with answer:
+        _check(answer, f"{method} {shown(url)}")
     return answer.status_code
+
+
+def _merged(given: dict[str, str], own: dict[str, str]) -> dict[str, str]:
+    """Headers of the file, but for those that a delivery sets, however they are spelt."""
+    names = {name.lower() for name in own}
+    return {**{name: value for name, value in given.items() if name.lower() not in names}, **own}
 
 
 def _check(answer: Response, what: str) -> None:
     status = answer.status_code
     if 200 <= status < 300 or status == HTTPStatus.CONFLICT:
         return
-    said = " ".join(answer.text[:200].split())
+    said = " ".join(_words(answer)[:200].split())
     told = f"{what} was answered {status} {answer.reason}{f': {said}' if said else ''}"
     if 300 <= status < 400:
         where = shown(answer.headers.get("Location", "elsewhere"))
@@ -96,6 +118,16 @@ def _check(answer: Response, what: str) -> None:
     if status < 500 and status not in _WORTH_ANOTHER_TRY:
         raise DeliveryError(f"{told}; {_HINTS.get(status, 'see what the server wants, and check output.destination')}")
     raise TryAgain(told)
+
+
+def _words(answer: Response) -> str:
+    """The start of what the other side says, if it does."""
+    import requests
+
+    try:
+        return next(answer.iter_content(_LONGEST_WORDS), b"").decode("utf-8", "replace")
+    except requests.RequestException:
+        return ""
 
 
 def _reason(error: Exception) -> str:
@@ -110,3 +142,4 @@ def _internal_hosts() -> set[str]:
 
 def _archives(folder: Path) -> Iterator[Path]:
     yield from sorted((folder / "artifacts").glob("*.tar.gz"))
+    yield from provenance_of(folder)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mloc_dagster.delivery.errors import DeliveryError, TryAgain
+from mloc_dagster.provenance.card import hub_card
+from mloc_dagster.provenance.names import provenance_of
 from mloc_dagster.sources.huggingface import endpoint
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.output import Destination
@@ -18,7 +19,6 @@ from mloc_dagster.store.home import Home
 if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _WORTH_ANOTHER_TRY = {408, 409, 412, 429}
 
 
@@ -52,22 +52,9 @@ def _operations(folder: Path, below: str | None) -> Iterator[CommitOperationAdd]
     weights = next((folder / name for name in ("final_model", "final_lora") if (folder / name).is_dir()), folder)
     for path in sorted(path for path in weights.rglob("*") if path.is_file()):
         name = "/".join(filter(None, [(below or "").strip("/"), path.relative_to(weights).as_posix()]))
-        yield CommitOperationAdd(name, _card(path) if name == "README.md" else str(path))
-
-
-def _card(path: Path) -> bytes:
-    """A model card without a base model that is a path: hubs refuse it, and it tells of this machine."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    card = ModelCard.load(path, ignore_metadata_errors=True)
-    data = card.data
-    assert isinstance(data, ModelCardData)
-    base = data.base_model
-    if not isinstance(base, str) or _HUB_ID.fullmatch(base):
-        return path.read_bytes()
-    data.base_model = None
-    data.tags = [tag for tag in data.tags or () if base not in tag] or None
-    return str(card).encode()
+        yield CommitOperationAdd(name, hub_card(path) if name == "README.md" else str(path))
+    for path in provenance_of(folder) if weights != folder else ():
+        yield CommitOperationAdd("/".join(filter(None, [(below or "").strip("/"), path.name])), str(path))
 
 
 def _refusal(repo: str, error: Exception) -> DeliveryError | TryAgain:

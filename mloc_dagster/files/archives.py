@@ -34,17 +34,24 @@ def make_archive(folder: Path, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     target = out / f"{folder.name}.tar.gz"
     aside = target.with_name(f".{target.name}.part")
+    try:
+        _pack(folder, aside)
+        aside.replace(target)
+    finally:
+        aside.unlink(missing_ok=True)
+    return target
+
+
+def _pack(folder: Path, target: Path) -> None:
     with (
-        aside.open("wb") as raw,
+        target.open("wb") as raw,
         gzip.GzipFile("", "wb", 1, raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as tar,
     ):
         for path in [folder, *sorted(folder.rglob("*"))]:
             _add(tar, path, folder)
-    with aside.open("rb") as raw:
+    with target.open("rb") as raw:
         os.fsync(raw.fileno())
-    aside.replace(target)
-    return target
 
 
 def _add(tar: tarfile.TarFile, path: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import secrets
 import shutil
 import tempfile
 import time
@@ -40,6 +41,21 @@ def write_text(path: Path, text: str) -> None:
     sync_folder(path.parent)
 
 
+def write_private(path: Path, text: str) -> None:
+    """Replace a file by text that only its owner may read, at no time anyone else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
 def half_file(path: Path) -> tuple[int, str]:
     """Make the locked file that is to become `path`; returns its descriptor and name. Who closes it lets it go."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=HALF)
@@ -51,7 +67,7 @@ def half_file(path: Path) -> tuple[int, str]:
 def half_folder(parent: Path, name: str) -> Iterator[Path]:
     """Yield a new folder that is removed at the end of the block; after a kill, `sweep` does that."""
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.", suffix=HALF) as folder, _locked(Path(folder)):
+    with tempfile.TemporaryDirectory(dir=parent, prefix=f".{name}.", suffix=HALF) as folder, locked(Path(folder)):
         yield Path(folder)
 
 
@@ -129,13 +145,27 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder; whoever else asks for it waits."""
     handle = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def held(lock: Path) -> Iterator[bool]:
+    """Hold a lock file as long as the block runs; gives False when someone else does."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
 
 def _abandoned(path: Path, least_age: float) -> bool:

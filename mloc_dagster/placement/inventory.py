@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
+import time
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,6 +15,10 @@ import psutil
 from mloc_dagster.spec import gpu as gpu_names
 from mloc_dagster.spec.resources import Resources
 
+_log = logging.getLogger("mloc")
+_AGAIN_SECONDS = 60.0
+"""After nvidia-smi has failed, how long it is not asked."""
+_failed: list[float] = []
 _QUERY = ["nvidia-smi", "--query-gpu=index,name,memory.total", "--format=csv,noheader,nounits"]
 
 
@@ -33,22 +39,36 @@ class Placement:
     on_cpu: bool = True
     note: str = ""
     refusal: str = ""
+    worker: str = ""
+    """The worker, where it is not this machine as a whole."""
+
+
+def gpus() -> tuple[Device, ...]:
+    """Return the GPUs that nvidia-smi lists; none when there is no driver, or (with a warning) while it fails."""
+    if shutil.which(_QUERY[0]) is None or (_failed and time.monotonic() - _failed[-1] < _AGAIN_SECONDS):
+        return ()
+    try:
+        return _listed()
+    except (OSError, subprocess.SubprocessError) as error:
+        _failed[:] = [time.monotonic()]
+        _log.warning("%s does not list the GPUs: %s", _QUERY[0], error)
+        return ()
 
 
 @cache
-def gpus() -> tuple[Device, ...]:
-    """Return the GPUs that nvidia-smi lists; none when there is no driver."""
-    if shutil.which(_QUERY[0]) is None:
-        return ()
+def _listed() -> tuple[Device, ...]:
+    answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
+    return tuple(device for line in answer.splitlines() if (device := _device(line)) is not None)
+
+
+def _device(line: str) -> Device | None:
+    """The GPU of one line `index, name, MiB`; None, with a warning, when it does not say so."""
     try:
-        answer = subprocess.run(_QUERY, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    found = []
-    for line in answer.splitlines():
         index, name, memory = (part.strip() for part in line.split(","))
-        found.append(Device(int(index), gpu_names.normalise(name), int(float(memory)) << 20))
-    return tuple(found)
+        return Device(int(index), gpu_names.normalise(name), int(float(memory)) << 20)
+    except ValueError:  # such as [N/A], where a GPU shares the machine's memory
+        _log.warning("%s says %r of a GPU, which is not used", _QUERY[0], line)
+        return None
 
 
 def memory_bytes() -> int:

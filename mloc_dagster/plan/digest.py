@@ -61,10 +61,15 @@ def stage_digest(stage: Stage, inputs: Mapping[str, str], on_cpu: bool) -> str:
         "settings": settings,
         "inputs": dict(sorted(inputs.items())),
         "code": CODE_VERSION,
-        "libraries": {name: _version(name) for name in _LIBRARIES.get(stage.spec.task_type, ())},
+        "libraries": libraries_of(stage.spec.task_type),
         "device": "cpu" if on_cpu else "gpu",
     }
     return hashlib.sha256(json.dumps(canonical, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def libraries_of(task_type: str) -> dict[str, str | None]:
+    """Return the versions here of the libraries that change a stage's results; None: it is not there."""
+    return {name: _version(name) for name in _LIBRARIES.get(task_type, ())}
 
 
 def _version(package: str) -> str | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import PurePosixPath
@@ -20,6 +22,7 @@ from mloc_dagster.spec.tree import MAX_BYTES
 
 MAX_BULK_BYTES = 16 << 20
 MAX_TASKS = 1000
+_DEEPEST = 100
 _BODY_SECONDS = 30.0
 _YAML = frozenset({"text/yaml", "application/yaml", "application/x-yaml", "text/x-yaml", "text/plain"})
 _UNSAID = frozenset({"", "application/x-www-form-urlencoded"})
@@ -58,19 +61,68 @@ async def several(request: Request) -> list[Document]:
     return found
 
 
-async def _documents(request: Request, most: int, bulk: bool) -> list[Document]:
+async def read_json(request: Request) -> Json:
+    """Return the JSON of a body; raises Problem."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in _YAML | _UNSAID and kind not in ("application/json", "multipart/form-data"):
-        raise Problem(415, f"the content type {kind[:80]!r} is not taken", f"send {_WHERE}")
+    if kind != "application/json":
+        raise Problem(415, f"the content type {kind[:80]!r} is not taken", "send application/json")
+    text = _text(await _whole(request, MAX_BULK_BYTES))
+    try:
+        return await asyncio.to_thread(_storable_json, text)
+    except (ValueError, RecursionError) as error:
+        raise Problem(400, f"the body is not JSON: {str(error)[:200]}", "send one JSON object") from None
+
+
+def _storable_json(text: str) -> Json:
+    value = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is JSON, but no text that can be stored
+    _check_depth(value)
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:40]} is no number of JSON")
+    return value
+
+
+def _check_depth(value: Json) -> None:
+    """Raise Problem for what is nested deeper than is read again."""
+    level = [value]
+    for _ in range(_DEEPEST):
+        parts = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, (dict, list))]
+        level = [item for part in parts for item in part]
+        if not level:
+            return
+    raise Problem(422, f"the body is nested more than {_DEEPEST} deep", "send the result flatter, or as a file of it")
+
+
+async def _whole(request: Request, most: int) -> bytes:
+    async with _in_time():
+        return await _read(request, most)
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Give a client its time to send a body; raises Problem when it takes longer, or goes away."""
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            if kind == "multipart/form-data":
-                return await _form(request, most, bulk)
-            body = await _read(request, most)
+            yield
     except TimeoutError:
         raise Problem(408, f"the body took longer than {_BODY_SECONDS:.0f} s", "send it at once") from None
     except ClientDisconnect:
         raise Problem(400, "the body ended early", "send it again") from None
+
+
+async def _documents(request: Request, most: int, bulk: bool) -> list[Document]:
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in _YAML | _UNSAID and kind not in ("application/json", "multipart/form-data"):
+        raise Problem(415, f"the content type {kind[:80]!r} is not taken", f"send {_WHERE}")
+    if kind == "multipart/form-data":
+        async with _in_time():
+            return await _form(request, most, bulk)
+    body = await _whole(request, most)
     return await asyncio.to_thread(_parsed, _text(body), kind == "application/json", bulk)
 
 
@@ -171,7 +223,9 @@ def _json(text: str, bulk: bool) -> Iterator[Document]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Problem(400, f"the body is not JSON: {str(error)[:200]}", f"send {_WHERE}") from None
+        stripped = "\n" not in text and text.count(": ") > 1
+        way_out = "curl -d removes line ends: send --data-binary @FILE, as text/yaml" if stripped else f"send {_WHERE}"
+        raise Problem(400, f"the body is not JSON: {str(error)[:200]}", way_out) from None
     items = value.get("tasks", [value]) if bulk and isinstance(value, Mapping) else value
     if not bulk:
         yield from _json_task(value, "<body>", text)

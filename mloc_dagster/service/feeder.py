@@ -26,6 +26,7 @@ from mloc_dagster.plan import compile_plan
 from mloc_dagster.service.intake import Accepted, Intake
 from mloc_dagster.spec import SpecError, load_text
 from mloc_dagster.store.home import Home
+from mloc_dagster.telemetry import logs
 
 _AT_ONCE = 10
 """So many tasks are claimed together: a claim waits for the disk."""
@@ -38,6 +39,7 @@ _log = logging.getLogger("mloc")
 
 def main(lane: int) -> None:
     """Feed one lane until standard input ends; waits while another process feeds it."""
+    logs.configure("feeder")
     os.nice(2)  # answers to clients go first
     home = Home.current()
     with open_instance(home) as instance:
@@ -61,13 +63,18 @@ def feed(instance: DagsterInstance, home: Home, intake: Intake, lane: int) -> in
     try:
         for task in found:
             try:
-                _submit(instance, home, task)
+                with logs.about(run_id=task.run_id, task_id=task.run_id):
+                    _submit(instance, home, task)
+                    _log.info("queued %s", task.task)
             except (SpecError, DagsterError) as error:
                 _refuse(instance, intake, task, str(error))
             except Exception as error:  # the disk, the database: tried again, but not for ever
                 since = _failing.setdefault(task.run_id, time.monotonic())
                 if time.monotonic() - since < _PATIENCE_SECONDS:
-                    _log.warning("no run of task %s just now: %s: %s", task.run_id, type(error).__name__, error)
+                    _log.warning(
+                        "no run of task %s just now: %s: %s", task.run_id, type(error).__name__, error,
+                        extra={"run_id": task.run_id, "task_id": task.run_id},
+                    )  # fmt: skip
                     continue
                 _refuse(instance, intake, task, f"{type(error).__name__}: {error}")
             _failing.pop(task.run_id, None)

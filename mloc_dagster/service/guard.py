@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
+import re
+from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.datastructures import Headers
@@ -12,15 +15,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from mloc_dagster.service import tokens as kept
-from mloc_dagster.service.problems import Problem
+from mloc_dagster.service.problems import Problem, forbidden
 from mloc_dagster.service.tokens import Sessions, Token, Tokens
 
 LOGIN = "/login"
-_OPEN = frozenset({"/healthz", "/readyz"})
+_OPEN = frozenset({"/healthz", "/health", "/readyz"})
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _LONGEST_FORM = 4096
+_LOOK_SECONDS = 2.0
+"""Between two looks whether the token of an open websocket is still good."""
+_REVOKED = 1008
+"""Policy violation (RFC 6455, 7.4.1)."""
 _LONGEST_BODY = 17 << 20
-"""Of any route; those of tasks have smaller bounds of their own."""
+"""Of any route but uploads; those of tasks have smaller bounds of their own."""
+_UPLOAD = re.compile(r"/api/v1/results/[^/]+/([^/]+/)?files(/[^/]+)?")
+"""These count what comes themselves."""
+_OF_WORKERS = re.compile(r"/api/v1/pull(/|$)")
 _WAY_OUT = "send Authorization: Bearer TOKEN; `mloc token url` prints an address that logs a browser in"
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>MLOC</title>
 <body style="font-family: system-ui; max-width: 36rem; margin: 15vh auto">
@@ -54,12 +64,57 @@ class Guard:
         except Problem as problem:
             await _refuse(problem, scope, receive, send)
             return
+        if scope["type"] == "websocket":
+            await self._watched(scope, receive, send)
+            return
+        if scope["type"] == "http" and _UPLOAD.fullmatch(scope["path"]):
+            await self._app(scope, receive, send)
+            return
         length = Headers(scope=scope).get("content-length", "")
         if length.isdecimal() and int(length[:20]) > _LONGEST_BODY:
             problem = Problem(413, f"the body is larger than {_LONGEST_BODY >> 20} MiB", "send less at once")
             await _refuse(problem, scope, receive, send)
             return
         await self._app(scope, _bounded(receive), send)
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a websocket as long as its token is good; who holds one open does not outlast that."""
+        over = asyncio.Event()
+
+        async def received() -> Message:
+            coming, revoked = asyncio.ensure_future(receive()), asyncio.ensure_future(over.wait())
+            await asyncio.wait({coming, revoked}, return_when=asyncio.FIRST_COMPLETED)
+            revoked.cancel()
+            if coming.done():
+                return coming.result()
+            coming.cancel()
+            return {"type": "websocket.disconnect", "code": _REVOKED}
+
+        async def sent(message: Message) -> None:
+            if not over.is_set():  # the client has been told that it is over
+                await send(message)
+
+        async def watch() -> None:
+            await self._until_revoked(scope)
+            over.set()
+            with suppress(Exception):  # the client has gone by itself
+                await send({"type": "websocket.close", "code": _REVOKED, "reason": "the token was revoked"})
+
+        watching = asyncio.create_task(watch())
+        try:
+            await self._app(scope, received, sent)
+        finally:
+            if over.is_set():
+                await watching
+            watching.cancel()
+
+    async def _until_revoked(self, scope: Scope) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            try:
+                self._token(scope)
+            except Problem:
+                return
 
     def _token(self, scope: Scope) -> Token:
         """Return the token of a request; raises Problem when there is none, or when it does not open this."""
@@ -78,10 +133,7 @@ class Guard:
             raise Problem(401, what, _WAY_OUT, headers={"WWW-Authenticate": f'Bearer realm="mloc"{error}'})
         needed = _needed(scope)
         if not token.allows(needed):
-            challenge = f'Bearer realm="mloc", error="insufficient_scope", scope="{needed}"'
-            what = f"the token {token.name!r} has the scope {token.scope}; this needs {needed}"
-            way_out = f"make one with: mloc token create NAME --scope {needed}"
-            raise Problem(403, what, way_out, headers={"WWW-Authenticate": challenge}, missing_scope=needed)
+            raise forbidden(token, needed)
         return token
 
     async def _login(self, request: Request) -> Response:
@@ -123,6 +175,8 @@ def _bounded(receive: Receive) -> Receive:
 
 def _needed(scope: Scope) -> kept.Scope:
     """What opens a path. What GraphQL may change is decided by Dagster, from the rights of the request's context."""
+    if _OF_WORKERS.match(scope["path"]):
+        return kept.WORKER
     if scope["type"] == "http" and scope["path"] != "/graphql" and scope["method"] not in _SAFE:
         return "submit"
     return "read"

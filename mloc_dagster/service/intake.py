@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, Row, make_url
+
+from mloc_dagster.store import connections
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 LANES = 2
 """Feeders; each takes the tasks of its own lane, so that no two ever take the same one."""
 State = Literal["waiting", "feeding", "canceled", "refused"]
-_BUSY_SECONDS = 60
 _KEPT_SECONDS = 7 * 86_400.0
 """So long it is told of a task that was cancelled here, or that no run could be made of."""
 
@@ -71,14 +71,9 @@ class Intake:
     """The table. What was added is on the disk when `add` returns."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        self._postgres = parsed.get_backend_name() == "postgresql"
-        if self._postgres:
-            parsed = parsed.set(drivername="postgresql+psycopg2")
-            self._engine = sa.create_engine(parsed, pool_size=2, max_overflow=6, pool_pre_ping=True)
-        else:
-            self._engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS}, pool_size=2)
-            event.listen(self._engine, "connect", _prepare_sqlite)
+        self._postgres = make_url(url).get_backend_name() == "postgresql"
+        pragmas = ("journal_mode=WAL", "synchronous=FULL")  # what was answered with 201 survives a power failure
+        self._engine = connections.postgres(url) if self._postgres else connections.sqlite(url, *pragmas)
         with self._writing() as connection:
             _metadata.create_all(connection)
 
@@ -133,15 +128,34 @@ class Intake:
         return _accepted(row) if row else None
 
     def list(
-        self, states: Sequence[State], owner: str | None, project: str | None, limit: int, before: int | None = None
+        self,
+        states: Sequence[State],
+        owner: str | None,
+        project: str | None,
+        limit: int,
+        before: int | None = None,
+        *,
+        tag: str | None = None,
+        since: float | None = None,
     ) -> list[Accepted]:
-        """Return tasks in any of the states, newest first; `before`: only those that came before this position."""
+        """Return tasks in any of the states, newest first.
+
+        `before`: only those that came before this position; `tag`: that bear this tag; `since`: accepted then or later.
+        """
         query = sa.select(_table).where(_table.c.state.in_(states)).order_by(_table.c.position.desc()).limit(limit)
         query = query.where(_table.c.owner == owner) if owner else query
         query = query.where(_table.c.project == project) if project else query
         query = query.where(_table.c.position < before) if before else query
+        query = query.where(_table.c.tags.contains(json.dumps(tag), autoescape=True)) if tag else query
+        query = query.where(_table.c.accepted_at >= since) if since is not None else query
         with self._engine.connect() as connection:
             return [_accepted(row) for row in connection.execute(query)]
+
+    def count(self) -> int:
+        """Return how many tasks are no runs yet and will be."""
+        there = _table.c.state.in_(("waiting", "feeding"))
+        with self._engine.connect() as connection:
+            return connection.scalar(sa.select(sa.func.count()).select_from(_table).where(there)) or 0
 
     def close(self) -> None:
         """Close all connections."""
@@ -151,7 +165,7 @@ class Intake:
     def _writing(self) -> Iterator[Connection]:
         with self._engine.connect() as connection:
             if self._postgres:
-                with connection.begin():
+                with connection.execution_options(isolation_level="READ COMMITTED").begin():
                     yield connection
                 return
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -161,12 +175,6 @@ class Intake:
                 connection.exec_driver_sql("ROLLBACK")
                 raise
             connection.exec_driver_sql("COMMIT")
-
-
-def _prepare_sqlite(raw, _record) -> None:
-    raw.isolation_level = None  # transactions are begun here, not by the driver
-    raw.execute("PRAGMA journal_mode=WAL").close()
-    raw.execute("PRAGMA synchronous=FULL").close()  # what was answered with 201 survives a power failure
 
 
 def _values(task: Accepted) -> dict[str, str | bool | float]:

@@ -9,6 +9,7 @@ from http import HTTPStatus
 from starlette.requests import Request
 from starlette.responses import Response
 
+from mloc_dagster.service.tokens import Scope, Token
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.faults import Fault
 
@@ -54,6 +55,14 @@ class Problem(Exception):
             headers=self.headers,
             media_type=MEDIA_TYPE,
         )
+
+
+def forbidden(token: Token, needed: Scope) -> Problem:
+    """Return the problem of a token that does not open what it is sent for."""
+    challenge = f'Bearer realm="mloc", error="insufficient_scope", scope="{needed}"'
+    what = f"the token {token.name!r} has the scope {token.scope}; this needs {needed}"
+    way_out = f"make one with: mloc token create NAME --scope {needed}"
+    return Problem(403, what, way_out, headers={"WWW-Authenticate": challenge}, missing_scope=needed)
 
 
 def of_faults(faults: Sequence[Fault]) -> Problem:

@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from mloc_dagster.files.atomic import sync_folder
+from mloc_dagster.files.atomic import write_private
 from mloc_dagster.store.home import Home
 
-Scope = Literal["read", "submit", "admin"]
+Scope = Literal["read", "submit", "admin", "worker"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-"""Each holds those before it."""
+"""Each of the first three holds those before it; a machine's token opens what is for workers, and nothing else does."""
+WORKER: Scope = "worker"
 LOCAL = "local"
 """The token that `mloc up` makes at first start, for this machine."""
 CODE_SECONDS = 3600.0
@@ -47,6 +48,8 @@ class Token:
 
     def allows(self, scope: Scope) -> bool:
         """Whether it opens what asks for a scope."""
+        if WORKER in (scope, self.scope):
+            return scope == self.scope
         return SCOPES.index(self.scope) >= SCOPES.index(scope)
 
 
@@ -193,21 +196,6 @@ def local_token(home: Home) -> Token:
 def local_file(home: Home) -> Path:
     """Where the token of this machine is."""
     return home.root / "token"
-
-
-def write_private(path: Path, text: str) -> None:
-    """Replace a file by text that only its owner may read, at no time anyone else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-    sync_folder(path.parent)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,25 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Mount, Route
 
-from mloc_dagster.service import problems
+from mloc_dagster.service import openapi, problems
+from mloc_dagster.service.accounts import Accounts
+from mloc_dagster.service.artifacts import Artifacts
+from mloc_dagster.service.backend import Backend
+from mloc_dagster.service.endpoint import Endpoint
 from mloc_dagster.service.feeders import Feeders
 from mloc_dagster.service.guard import Guard
 from mloc_dagster.service.intake import Intake
+from mloc_dagster.service.metrics import Metrics
 from mloc_dagster.service.problems import Problem
+from mloc_dagster.service.pulling import Pulling
+from mloc_dagster.service.results import Results
+from mloc_dagster.service.streams import Streams
 from mloc_dagster.service.tasks import Tasks
 from mloc_dagster.service.tokens import Token, Tokens
+from mloc_dagster.service.workers import WorkersOf
 from mloc_dagster.store.home import Home
+from mloc_dagster.telemetry.traces import Traces
+from mloc_dagster.usage.table import UsageTable
 
 _OF_SUBMIT = frozenset(
     {
@@ -44,12 +56,25 @@ _OF_SUBMIT = frozenset(
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 
 
+_OLDER = ("/workers", "/workers/{id}")
+"""Addresses that clients also know without `/api/v1`."""
+
+
+def endpoints_of(backend: Backend) -> list[Endpoint]:
+    """Return all endpoints below `/api/v1`, in the order in which they are tried."""
+    parts = (Tasks, Streams, Results, WorkersOf, Accounts, Pulling, Artifacts)
+    return [endpoint for part in parts for endpoint in part(backend).endpoints()]
+
+
 class MlocWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestContext]):
     """UI, GraphQL and REST of one home."""
 
-    def __init__(self, context: WorkspaceProcessContext, home: Home, intake: Intake, feeders: Feeders) -> None:
+    def __init__(
+        self, context: WorkspaceProcessContext, home: Home, intake: Intake, feeders: Feeders, usage: UsageTable,
+        traces: Traces,
+    ) -> None:  # fmt: skip
         self._tokens, self._feeders = Tokens(home), feeders
-        self._tasks = Tasks(context.instance, intake, feeders.knock, Path.cwd())
+        self._backend = Backend(context.instance, home, intake, usage, feeders.knock, Path.cwd(), traces)
         super().__init__(context, live_data_poll_rate=2000)
 
     def create_asgi_app(self, **kwargs) -> Starlette:
@@ -62,11 +87,21 @@ class MlocWebserver(DagsterWebserver[WorkspaceProcessContext, WorkspaceRequestCo
 
     def build_routes(self) -> list[BaseRoute]:  # pyright: ignore[reportIncompatibleMethodOverride] - stock names none
         """Return ours, then Dagster's."""
-        rest = self._tasks.routes()
+        endpoints = endpoints_of(self._backend)
+        told = json.dumps(openapi.document(endpoints), ensure_ascii=False).encode()
+
+        async def tell(_request: Request) -> Response:
+            return Response(told, media_type="application/json")
+
+        rest = [*(endpoint.route() for endpoint in endpoints), Route("/openapi.json", tell)]
+        older = [endpoint.route() for endpoint in endpoints if endpoint.path in _OLDER]
         ours = [
             Route("/healthz", _healthy),
+            Route("/health", _healthy),
             Route("/readyz", self._ready),
-            Mount("/api/v1", routes=[*rest, Route("/{path:path}", partial(_unknown, rest), methods=_METHODS)]),
+            Route("/metrics", Metrics(self._backend).answer),
+            *older,
+            Mount(openapi.BASE, routes=[*rest, Route("/{path:path}", partial(_unknown, rest), methods=_METHODS)]),
         ]
         return [*ours, *super().build_routes()]
 
@@ -123,4 +158,4 @@ async def _unknown(routes: Sequence[Route], request: Request) -> Response:
     if methods:
         allowed = ", ".join(sorted(methods))
         raise Problem(405, what, f"there is {allowed}", headers={"Allow": allowed})
-    raise Problem(404, what, "there is /api/v1/tasks")
+    raise Problem(404, what, "GET /api/v1/openapi.json tells of all addresses")

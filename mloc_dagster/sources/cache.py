@@ -9,10 +9,11 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -64,6 +65,8 @@ class Cache:
         record = _read(_beside(place, ".json"))
         if record is None or record.digest is None or not record.fits(place):
             return None
+        with suppress(OSError):  # a cache that others fill; what was used last longest ago is what `mloc gc` removes
+            os.utime(_beside(place, ".json"))
         return Stored(place, record.digest, record.size, True, record.revision)
 
     def fetch(self, key: str, fill: Fill) -> Stored:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from mloc_dagster.spec import (
@@ -17,10 +18,13 @@ from mloc_dagster.spec import references as refs
 from mloc_dagster.spec.base import Json, Section
 from mloc_dagster.spec.faults import Fault, listing, nearest, shown
 from mloc_dagster.spec.model import Vllm
+from mloc_dagster.spec.output import OWN_HEADERS, Destination
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.spec.training import Training
 from mloc_dagster.spec.tree import Mapping, Origin, path_text
 from mloc_dagster.spec.typed import origin_at, validate
+
+_WHOLE_NAME = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
 
 
 def task_type(tree: Mapping, here: Origin) -> Iterator[Fault]:
@@ -154,6 +158,24 @@ def _destination(stage: Stage, tree: Mapping) -> Iterator[Fault]:
     if destination.type == "http" and url and not url.lower().startswith(("http://", "https://", "${")):
         where = _at(tree, "output", "destination", "url")
         yield Fault(*where.value, where.text, "is no web address", shown(url), "write http://… or https://…")
+    yield from _signed(destination, tree)
+
+
+def _signed(destination: Destination, tree: Mapping) -> Iterator[Fault]:
+    """Faults of the secret, which no file may hold, and of headers that are the delivery's own."""
+    secret = destination.signing_secret
+    if secret is not None and not _WHOLE_NAME.fullmatch(secret):
+        where = _at(tree, "output", "destination", "signing_secret")
+        yield Fault(*where.value, where.text, "is no name of the environment", "***", "export it, and write ${NAME}")
+    if secret is not None and destination.type != "http":
+        where = _at(tree, "output", "destination", "signing_secret")
+        what = f"signs HTTP requests, and destination type {destination.type} makes none of its own"
+        yield Fault(*where.key, where.text, what, "", "remove it")
+    for name in destination.headers:
+        if name.lower() in OWN_HEADERS:
+            where = _at(tree, "output", "destination", "headers", name)
+            what = "is a header that every delivery sets itself"
+            yield Fault(*where.key, where.text, what, "", "remove it; docs/deliveries.md tells what it holds")
 
 
 def _references_in_output(stage: Stage, tree: Mapping) -> Iterator[Fault]:

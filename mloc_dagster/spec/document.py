@@ -14,7 +14,7 @@ from mloc_dagster.spec.tree import Mapping, Origin
 
 API_VERSION = "mloc/v1"
 TOP_KEYS = ("apiVersion", "kind", "metadata", "spec")
-TASK_KEYS = ("stages", "graph", "workflow_config")
+TASK_KEYS = ("stages", "graph", "workflow_config", "schedule", "triggers")
 DIALECT_KEYS = (
     "hyperparameters",
     "dataset",

@@ -16,6 +16,7 @@ from mloc_dagster.spec import (
     evaluation_checks,
     notices,
     reference_checks,
+    schedule_checks,
     workflow_checks,
 )
 from mloc_dagster.spec.base import Json, Section
@@ -23,6 +24,7 @@ from mloc_dagster.spec.canonical import canonicalise, drop_nulls
 from mloc_dagster.spec.composition import Draft
 from mloc_dagster.spec.faults import MOST_OF_A_KIND, Fault, SpecError, shown, without_echoes
 from mloc_dagster.spec.paths import make_absolute
+from mloc_dagster.spec.schedule import Schedule, Triggers
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.taskfile import Stage, TaskFile
 from mloc_dagster.spec.tree import MAX_BYTES, Mapping, Origin, merge, plain, read, size
@@ -63,8 +65,7 @@ def load_text(
     `name` is the task's name when the file gives none; `base` is the folder that relative paths start from, unless the
     text says another one (as a submitted copy does). Raises SpecError.
     """
-    written = _BASE.findall(text)
-    folder = Path(written[-1]) if written else (base or Path.cwd())
+    folder = base_of(text) or base or Path.cwd()
     tree, faults = read(text)
     if tree is not None and not isinstance(tree, Mapping):
         faults.append(Fault(1, 1, "", "a task file must be a map", shown(tree), "start with apiVersion: mloc/v1"))
@@ -81,6 +82,17 @@ def with_base(text: str, base: Path) -> str:
     return text if _BASE.search(text) else f"{text.rstrip()}\n\n# mloc:base={base}\n"
 
 
+def base_of(text: str) -> Path | None:
+    """Return the folder that a text says its relative paths start from, if it says so."""
+    written = _BASE.findall(text)
+    return Path(written[-1]) if written else None
+
+
+def without_base(text: str) -> str:
+    """Return a text as it was before `with_base`, but for blanks at its end."""
+    return f"{_BASE.sub('', text).rstrip()}\n" if _BASE.search(text) else text
+
+
 class _Loader:
     """One load; `faults` is shared with the caller."""
 
@@ -94,7 +106,9 @@ class _Loader:
         if spec is None:
             return None
         spec = spec.copy()
-        workflow, workflow_tree = self._workflow(spec)
+        workflow, workflow_tree = self._of_task(spec, "workflow_config", WorkflowConfig)
+        schedule, schedule_tree = self._of_task(spec, "schedule", Schedule, short="cron")
+        triggers, triggers_tree = self._of_task(spec, "triggers", Triggers)
         drafts = composition.drafts(spec, here, self.faults)
         requires = tuple(name for name, _ in composition.take_names(spec, "task", self.faults) or ())
         composition.check_order(drafts, self.faults)
@@ -115,16 +129,21 @@ class _Loader:
         self.faults.extend(evaluation_checks.gates(ready, trees))
         if workflow is not None:
             self.faults.extend(workflow_checks.faults(workflow, workflow_tree, list(trees)))
-        if metadata is None or workflow is None or len(ready) < len(drafts) or self.faults:
+        own = metadata.name if metadata and metadata.name else _clean(name)
+        times = {name: tree for name, tree in (("schedule", schedule_tree), ("triggers", triggers_tree)) if tree}
+        self.faults.extend(schedule_checks.faults(schedule, triggers, times, own))
+        if metadata is None or len(ready) < len(drafts) or self.faults:
             return None
         return TaskFile(
-            name=metadata.name or _clean(name),
+            name=own,
             owner=metadata.owner or "unknown",
             project=metadata.project,
             description=str(metadata.annotations.get("description") or ""),
             kind=str(tree.get("kind") or ""),
             stages=tuple(ready),
-            workflow=workflow,
+            workflow=workflow or WorkflowConfig(),
+            schedule=schedule,
+            triggers=triggers and _absolute(triggers, self.base),
             requires=requires,
             text=self.text,
             digest=hashlib.sha256(f"{self.base}\0{self.text}".encode()).hexdigest(),
@@ -132,7 +151,8 @@ class _Loader:
             warnings=(
                 *notices.unused(ready, trees),
                 *notices.notices(ready, trees),
-                *workflow_checks.warnings(workflow, workflow_tree),
+                *workflow_checks.warnings(workflow or WorkflowConfig(), workflow_tree),
+                *schedule_checks.warnings(times),
             ),
         )
 
@@ -142,16 +162,20 @@ class _Loader:
         self.faults.extend(faults)
         return typed
 
-    def _workflow(self, spec: Mapping) -> tuple[WorkflowConfig | None, Mapping]:
-        value, origin = spec.take("workflow_config") if "workflow_config" in spec else (None, None)
+    def _of_task(self, spec: Mapping, key: str, section: type[S], short: str | None = None) -> tuple[S | None, Mapping]:
+        """Take a section of the whole task out of its spec; a mere text there is its key `short`."""
+        value, origin = spec.take(key) if key in spec else (None, None)
         if value is None or origin is None:
-            return WorkflowConfig(), Mapping()
+            return None, Mapping()
+        if isinstance(value, str) and short:
+            text, value = value, Mapping()
+            value.put(short, text, Origin((*origin.path, short), origin.key, origin.value))
         if not isinstance(value, Mapping):
             way_out = "write a map: key: value lines, indented"
             self.faults.append(Fault(*origin.value, origin.text, "must be a map", shown(value), way_out))
             return None, Mapping()
-        tree = drop_nulls(canonicalise(value, WorkflowConfig, self.faults), WorkflowConfig)
-        typed, _, faults = validate(tree, WorkflowConfig, origin)
+        tree = drop_nulls(canonicalise(value, section, self.faults), section)
+        typed, _, faults = validate(tree, section, origin)
         self.faults.extend(faults)
         return typed, tree
 
@@ -203,6 +227,13 @@ class _Loader:
         return re.sub(r"[^A-Za-z0-9_-]", "_", str(tree.get("task_type", "task")))
 
 
+def _absolute(triggers: Triggers, base: Path) -> Triggers:
+    """The same with a folder that does not depend on where somebody stands."""
+    return triggers.model_copy(
+        update={"inbox": str(base / Path(triggers.inbox).expanduser())} if triggers.inbox else {}
+    )
+
+
 def _place(draft: Draft, tree: Mapping) -> Origin:
     """The place to tell of what a stage lacks: its own taskType, or the stage itself."""
     origin = tree.origins.get("task_type", draft.origin)
@@ -240,4 +271,4 @@ def _without(raw: dict[str, Json], deferred: tuple[str, ...]) -> dict[str, Json]
     return copy
 
 
-__all__ = ["load_file", "load_text", "with_base"]
+__all__ = ["base_of", "load_file", "load_text", "with_base", "without_base"]

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from mloc_dagster.spec.base import NotNegative, Section, also
 
+OWN_HEADERS = ("idempotency-key", "x-mloc-timestamp", "x-mloc-signature")
+"""Headers of a delivery to a URL that nobody else sets."""
+
 
 class Destination(Section):
     """Where one stage's results are delivered."""
@@ -22,8 +25,10 @@ class Destination(Section):
     """HTTP method."""
     headers: dict[str, str] = {}
     """HTTP headers."""
+    signing_secret: Annotated[str | None, also("signingSecret")] = None
+    """Name of the environment variable, as ${NAME}, whose value signs what is sent (HMAC-SHA256)."""
     timeout_sec: Annotated[float, Field(gt=0), also("timeoutSec")] = 60.0
-    """Seconds that one request may take."""
+    """Seconds that the other side may be silent within one request."""
     retries: NotNegative = 2
     """Further attempts after a failure."""
     retry_backoff_sec: Annotated[float, Field(ge=0), also("retryBackoffSec")] = 0.8

@@ -21,6 +21,7 @@ from mloc_dagster.spec.inference import Inference
 from mloc_dagster.spec.model import Model, Vllm
 from mloc_dagster.spec.resources import Hardware
 from mloc_dagster.spec.retrieval import DocumentSource, Rag, Search, VectorStore
+from mloc_dagster.spec.schedule import Schedule, Triggers
 from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.training import Generation, Training
 from mloc_dagster.spec.workflow import WorkflowConfig
@@ -68,7 +69,9 @@ _SHORTHAND: dict[tuple[type[Section], str], Schema] = {
 def json_schema() -> Schema:
     """Return the schema of a whole task file, in all dialects and in the short form."""
     sections = {section.__name__: section for section in _sections()}
-    _, generated = models_json_schema([(s, "validation") for s in (StageSpec, Metadata, WorkflowConfig)])
+    _, generated = models_json_schema(
+        [(s, "validation") for s in (StageSpec, Metadata, WorkflowConfig, Schedule, Triggers)]
+    )
     definitions = _COMMON | {
         name: _definition(sections[name], raw) for name, raw in sorted(generated["$defs"].items()) if name in sections
     }
@@ -268,6 +271,11 @@ def _stage_shapes(definitions: dict[str, Schema]) -> None:
         },
         "graph": {**graph, "required": ["nodes"]},
         "workflow_config": _told("How the stages behave together.", "WorkflowConfig"),
+        "schedule": {
+            "description": "When the task runs by itself.",
+            "anyOf": [*_or_null("Schedule"), {"type": "string", "description": "Times as cron reads them, in UTC."}],
+        },
+        "triggers": _told("What starts the task when it comes.", "Triggers"),
         **keys,
     }
     definitions["Spec"] = {**_closed("What the task does.", whole), "not": {"required": ["stages", "graph"]}}

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.faults import Fault
+from mloc_dagster.spec.schedule import Schedule, Triggers
 from mloc_dagster.spec.workflow import WorkflowConfig
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ class TaskFile:
     """SHA-256 hex of the text and of the folder that its relative paths start from."""
     path: Path | None = None
     warnings: tuple[Fault, ...] = field(default=())
+    schedule: Schedule | None = None
+    triggers: Triggers | None = None
 
     def stage(self, name: str) -> Stage:
         """Return the stage called `name`; KeyError when there is none."""

@@ -17,6 +17,8 @@ from mloc_dagster.spec.base import Json
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import RESPONSES, Envelope, read_envelope
 
+_WHOLE = "whole"
+"""File of the index, written last when it was made from results."""
 Weights = tuple[str, ...]
 """Digests of the parts, in order."""
 
@@ -66,6 +68,11 @@ class Evaluations:
 
     def record(self, verdict: Verdict) -> None:
         """Remember a verdict; one of the same gate on the same weights that is newer stays."""
+        if not self._is_whole():
+            self.rebuild()
+        self._note(verdict)
+
+    def _note(self, verdict: Verdict) -> None:
         if not verdict.weights:
             return
         path = self._path(verdict.weights, verdict.gate)
@@ -75,7 +82,7 @@ class Evaluations:
 
     def of(self, weights: Weights) -> tuple[Verdict, ...]:
         """Return the latest verdict of each gate on exactly these weights, the newest first."""
-        if not self._folder.is_dir():
+        if not self._is_whole():
             self.rebuild()
         folder = self._folder / weights_key(weights)
         found = [verdict for path in folder.glob("*/*.json") if (verdict := _read(path)) and verdict.weights == weights]
@@ -88,10 +95,14 @@ class Evaluations:
     def rebuild(self) -> int:
         """Record the verdicts of all results again; returns how many there were."""
         found = list(_verdicts(self._results))
-        self._folder.mkdir(parents=True, exist_ok=True)
         for verdict in found:
-            self.record(verdict)
+            self._note(verdict)
+        write_text(self._folder / _WHOLE, "")
         return len(found)
+
+    def _is_whole(self) -> bool:
+        """Whether all results have been looked at since the index was made."""
+        return (self._folder / _WHOLE).is_file()
 
     def _path(self, weights: Weights, gate: str) -> Path:
         task, _, stage = gate.partition("/")

@@ -43,6 +43,11 @@ class Home:
         return self.root / "specs"
 
     @property
+    def schedules(self) -> Path:
+        """Task files that run by themselves."""
+        return self.root / "schedules"
+
+    @property
     def index(self) -> Path:
         """Digests of finished stages."""
         return self.root / "index"

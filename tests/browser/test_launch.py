@@ -1,4 +1,4 @@
-"""A person launches a task in the web UI of `mloc up`: the run turns green, the lineage leads from model to answers."""
+"""A person in the web UI of `mloc up`: logs in with a token, launches a task, and finds runs, lineage, curves, logs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import requests
 
-from mloc_dagster.service.tokens import Tokens, local_token
+from mloc_dagster.service.tokens import Tokens, local_file, local_token
 from mloc_dagster.store.home import Home
 from tests.tiny_model import make_tiny_llama
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(600)]
 CHROMIUM = shutil.which("chromium")
 if CHROMIUM is None:
     pytest.skip("no chromium on this machine; install the package chromium", allow_module_level=True)
@@ -81,21 +81,35 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
 
 
 def test_launch_turns_green_and_shows_lineage(service: tuple[str, Path], tmp_path: Path) -> None:
-    """Click "Materialize all", wait for success, and find model → adapter → responses on the lineage page."""
+    """Log in with a token, find the job, click "Materialize all", wait for success; then find the run in the list, its
+    logs, model → adapter → responses on the lineage page, and the loss curve of the training."""
     address, home = service
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
         page = browser.new_page(viewport={"width": 1500, "height": 950})
         page.goto(f"{address}/runs")
         page.get_by_placeholder("Token").wait_for(timeout=60_000)
-        page.goto(f"{address}/login?code={_code(home)}")
-        page.wait_for_url(lambda url: "code=" not in url)
+        page.get_by_placeholder("Token").fill("mloc_00000000_wrong")
+        page.get_by_role("button", name="Log in").click()
+        page.get_by_text("This token is not known here.").wait_for(timeout=60_000)
+        page.get_by_placeholder("Token").fill(local_file(Home(home)).read_text().strip())
+        page.get_by_role("button", name="Log in").click()
+        page.wait_for_url(lambda url: "login" not in url)
+        page.goto(f"{address}/jobs")
+        page.get_by_text("browse", exact=True).first.wait_for(timeout=60_000)
         page.goto(f"{address}/locations/mloc@mloc/jobs/browse")
         page.get_by_role("button", name="Materialize all").first.click(timeout=60_000)
         responses = _wait_for_file(home / "results", "*/answers/responses.json")
         run_id = responses.parts[-3]
         page.goto(f"{address}/runs/{run_id}")
         page.get_by_text("Success", exact=True).first.wait_for(timeout=60_000)
+        page.get_by_text("RUN_SUCCESS", exact=False).first.wait_for(timeout=60_000)
+        page.goto(f"{address}/runs")
+        page.get_by_text(run_id[:8], exact=False).first.wait_for(timeout=60_000)
+        page.goto(f"{address}/assets/browse/tune?view=overview")
+        page.get_by_text("loss_curve", exact=False).first.wait_for(timeout=60_000)
+        page.goto(f"{address}/login?code={_code(home)}")  # the address that `mloc up` prints does as well
+        page.wait_for_url(lambda url: "code=" not in url)
         page.goto(f"{address}/assets/browse/answers?view=lineage&lineageScope=upstream")
         for name in ("tune", "answers"):
             page.get_by_text(name, exact=True).first.wait_for(timeout=60_000)
@@ -103,6 +117,10 @@ def test_launch_turns_green_and_shows_lineage(service: tuple[str, Path], tmp_pat
         page.wait_for_timeout(1500)
         picture = Path(os.environ.get("MLOC_PICTURE", tmp_path / "lineage.png"))
         page.screenshot(path=str(picture))
+        stranger = browser.new_context().new_page()  # another browser: its pages stay closed
+        for path in ("/", f"/runs/{run_id}", "/assets/browse/answers"):
+            assert stranger.goto(f"{address}{path}").status == 401
+            assert stranger.get_by_placeholder("Token").is_visible()
         browser.close()
     assert picture.stat().st_size > 10_000
 
@@ -112,7 +130,7 @@ def _code(home: Path) -> str:
     return Tokens(kept).new_code(local_token(kept).id)
 
 
-def _wait_for(address: str, seconds: float = 90) -> None:
+def _wait_for(address: str, seconds: float = 240) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:

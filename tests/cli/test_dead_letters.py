@@ -142,7 +142,7 @@ def test_what_cannot_be_replayed_is_told(
         ((), "mloc replay wants one task, or --all"),
         ((failed, "--all"), "mloc replay wants one task, or --all"),
         ((failed, "--cause", "user"), "--cause chooses among --all"),
-        (("--all", "--cause", "bad luck"), "causes: user, out_of_memory, worker_lost, timed_out, internal"),
+        (("--all", "--cause", "bad luck"), "causes: user, out_of_memory, worker_lost, timed_out, delivery, internal"),
     ):
         answer = mloc.here("replay", *arguments)
         assert answer.code == 2 and told in answer.errors, (arguments, answer)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
 import subprocess
 import sys
 
@@ -13,7 +16,8 @@ from mloc_dagster.definitions import worker
 from mloc_dagster.definitions.lost import end_if_lost, report_gone
 from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.definitions.submit import create_run, store_spec
-from mloc_dagster.placement.launcher.workers import LAUNCHER, WORKER, launcher_tag, only_holder, worker_tag
+from mloc_dagster.placement.launcher.launcher import CANCEL
+from mloc_dagster.placement.launcher.workers import LAUNCHER, WORKER, end_now, launcher_tag, only_holder, worker_tag
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
@@ -75,6 +79,39 @@ def test_a_run_that_a_worker_holds_is_not_lost(instance: DagsterInstance, home: 
         holder.communicate()
     assert report_gone(instance, run_id, "it is")
     assert get(instance, run_id).status is DagsterRunStatus.FAILURE
+
+
+def test_a_run_on_another_machine_is_let_be_and_its_daemon_is_asked_to_end_it(
+    instance: DagsterInstance, home: Home
+) -> None:
+    ticks, system, _ = worker_tag(os.getpid()).split("@")
+    there = f"{ticks}@{system[:-1]}x@elsewhere"
+    run_id = starting(instance, home, **{WORKER: there})
+    say(instance, run_id, DagsterEventType.RUN_START)
+    assert not end_if_lost(instance, get(instance, run_id))
+    assert instance.run_launcher.terminate(run_id)
+    run = get(instance, run_id)
+    assert run.status is DagsterRunStatus.CANCELING and run.tags[CANCEL] == "asked"
+    after_a_boot = f"{ticks}@{system[:-1]}x@{socket.gethostname()}"
+    instance.add_run_tags(run_id, {WORKER: after_a_boot})
+    assert end_if_lost(instance, get(instance, run_id))
+    assert get(instance, run_id).status is DagsterRunStatus.CANCELED
+
+
+def test_what_is_stopped_and_holds_a_run_is_killed_with_it(instance: DagsterInstance, home: Home) -> None:
+    run_id = starting(instance, home, **{WORKER: tag_of_a_dead_process()})
+    script = f"import fcntl, sys, time; file = open({str(home.logs / f'{run_id}.lock')!r}, 'a')\n"
+    script += "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    home.logs.mkdir(parents=True, exist_ok=True)
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
+    with (home.logs / f"{run_id}.lock").open("a"):  # as one that waits for the run has it
+        holder.send_signal(signal.SIGSTOP)
+        assert not end_if_lost(instance, get(instance, run_id))
+        end_now(home, run_id, None)
+    assert holder.wait(10) == -signal.SIGKILL
+    holder.communicate()
+    assert end_if_lost(instance, get(instance, run_id))
 
 
 def test_a_worker_does_not_begin_while_its_run_is_being_ended(instance: DagsterInstance, home: Home) -> None:

@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dagster import DagsterInstance, DagsterRun
 
+from mloc_dagster.definitions import worker
+from mloc_dagster.definitions.submit import create_run, store_spec
 from mloc_dagster.placement.local.work import RunInfo, StepOutcome, run_step
 from mloc_dagster.plan import Plan, compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.spec.base import Json
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import nap
+from tests.definitions.conftest import get, nap
 
 __all__ = ["nap"]
 
@@ -48,3 +51,22 @@ def run_all(plan: Plan, info: RunInfo, report: Callable[[dict[str, Json]], None]
 def next_run(info: RunInfo, number: int, **changes: Json) -> RunInfo:
     """Return another run, of another task."""
     return replace(info, run_id=f"run-{number}", task_id=f"task-{number}", **changes)
+
+
+Run = Callable[..., DagsterRun]
+
+
+@pytest.fixture
+def run(instance: DagsterInstance, home: Home, tmp_path: Path) -> Run:
+    """Run a stage of a task type to its end in this process."""
+
+    def do(task_type: str, more: str, name: str = "one-stage") -> DagsterRun:
+        text = (
+            f"apiVersion: mloc/v1\nmetadata: {{name: {name}, owner: ann}}\nspec:\n  taskType: {task_type}\n  {more}\n"
+        )
+        plan = compile_plan(load_text(text, base=tmp_path))
+        made = create_run(instance, plan, store_spec(home, plan.task), fresh=False, tags=None)
+        worker.execute(instance, made.run_id)
+        return get(instance, made.run_id)
+
+    return do

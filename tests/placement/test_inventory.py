@@ -54,9 +54,11 @@ def test_enforce_cpu_takes_no_gpu_and_a_machine_without_one_needs_none() -> None
 
 @pytest.fixture
 def _fresh() -> Iterator[None]:
-    inventory.gpus.cache_clear()
+    inventory._listed.cache_clear()
+    inventory._failed.clear()
     yield
-    inventory.gpus.cache_clear()
+    inventory._listed.cache_clear()
+    inventory._failed.clear()
 
 
 @pytest.mark.parametrize(

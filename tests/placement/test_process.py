@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from mloc_dagster.placement.local import process
-from mloc_dagster.placement.local.process import Ended, end_group, last_lines, run_job
+from executors.group import end_group
+from executors.progress import ProgressTail
+from mloc_dagster.placement.local.process import Ended, last_lines, run_job
 from mloc_dagster.spec.base import Json
 from tests.definitions.conftest import wait_for
 
@@ -102,13 +103,12 @@ def test_an_interruption_of_the_watcher_ends_the_work(tmp_path: Path, nap: None)
     assert gone(pids(job))
 
 
-def test_what_ignores_a_request_to_end_is_killed_after_the_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "TERMINATE_GRACE_SECONDS", 0.5)
+def test_what_ignores_a_request_to_end_is_killed_after_the_grace() -> None:
     child = subprocess.Popen([sys.executable, "-c", STUBBORN], stdout=subprocess.PIPE, start_new_session=True)
     assert child.stdout is not None
     grandchild = int(child.stdout.readline())
     begun = time.monotonic()
-    assert end_group(child) == -9
+    assert end_group(child, 0.5) == -9
     assert 0.5 <= time.monotonic() - begun < 10
     wait_for(lambda: gone([child.pid, grandchild]), "the group to end", 10)
     child.stdout.close()
@@ -116,7 +116,7 @@ def test_what_ignores_a_request_to_end_is_killed_after_the_grace(monkeypatch: py
 
 def test_only_whole_lines_that_are_objects_are_progress(tmp_path: Path) -> None:
     path, seen = tmp_path / "progress.jsonl", []
-    tail = process._Tail(path)
+    tail = ProgressTail(path)
     tail.read(seen.append)
     for text, count in (('{"done": 1}\n{"do', 1), ('ne": 2}\n', 2), ('not json\n[3]\n7\n{"done": 3}\n', 3)):
         with path.open("a") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -14,6 +15,7 @@ import psutil
 import pytest
 
 from mloc_dagster.placement.failures.cause import Cause
+from mloc_dagster.placement.local import work
 from mloc_dagster.placement.local.work import RunInfo, StepCancelled, StepFailed, StepOutcome, run_step
 from mloc_dagster.plan import Plan
 from mloc_dagster.store.home import Home
@@ -82,6 +84,46 @@ def test_a_task_that_is_tried_again_keeps_what_it_finished(info: RunInfo, tmp_pa
     before = envelope(info, "a")
     again = run_all(plan, replace(info, run_id="run-2"))
     assert envelope(info, "a") == before and again[0].reused_from is None
+
+
+def test_work_that_is_done_is_not_done_again_when_putting_it_away_failed(
+    info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("  taskType: echo\n  echo: 1\n", tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "finish", full)
+        found = failure(plan, info)
+    assert found.cause is Cause.INTERNAL and "is done, but its result could not be put away" in str(found)
+    monkeypatch.setattr(work, "_execute", lambda *_: pytest.fail("it is done again"))
+    run_all(plan, replace(info, run_id="run-2"))
+    assert envelope(info, "echo").result["echo"] == 1
+
+
+def test_fresh_work_that_was_interrupted_goes_on_from_what_the_same_task_has_stored(
+    info: RunInfo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of("  taskType: echo\n  echo: 1\n", tmp_path)
+    seen = []
+
+    def lost(job: Path) -> None:
+        seen.append(json.loads(job.read_text())["fresh"])
+        raise StepFailed("lost", Cause.WORKER_LOST)
+
+    monkeypatch.setattr(work, "_execute_here", lost)
+    for one in (info, replace(info, run_id="run-2"), next_run(info, 3)):
+        failure(plan, replace(one, fresh=True))
+    assert seen == [True, False, True]
+
+
+def test_progress_that_cannot_be_noted_ends_no_work(info: RunInfo, tmp_path: Path, nap: None) -> None:
+    (info.home.logs / f"{info.run_id}.progress.jsonl").mkdir(parents=True)
+    seen: list[object] = []
+    run_all(plan_of(NAP % 0.2, tmp_path), info, seen.append)
+    assert envelope(info, "nap").result
 
 
 def test_of_two_runs_of_the_same_work_one_does_it(info: RunInfo, tmp_path: Path, nap: None) -> None:
@@ -220,5 +262,5 @@ def test_a_delivery_that_fails_is_not_started_over_by_the_step(info: RunInfo, tm
     own_home.results.mkdir(parents=True)
     (own_home.results / "out").write_text("a file of mine")
     error = failure(plan_of(PUBLISHED % "[{name: a, echo: 1}]", tmp_path), info)
-    assert error.cause is Cause.USER and "out is a file; write another output.destination.path" in str(error)
+    assert error.cause is Cause.DELIVERY and "out is a file; write another output.destination.path" in str(error)
     assert (own_home.results / "out").read_text() == "a file of mine" and envelope(info, "a").result["echo"] == 1

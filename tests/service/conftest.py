@@ -76,7 +76,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         )
     try:
         address = _address(process, log)
-        tokens = {scope: Tokens(home).create(scope, scope) for scope in ("read", "submit", "admin")}
+        tokens = {scope: Tokens(home).create(scope, scope) for scope in ("read", "submit", "admin", "worker")}
         yield Service(address, home, psutil.Process(process.pid), tokens)
     finally:
         process.send_signal(signal.SIGINT)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import requests
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
 from mloc_dagster.service.tokens import LOCAL, Tokens, local_file
@@ -152,6 +152,28 @@ def test_websockets_need_a_token(service: Service) -> None:
     with connect(address, subprotocols=["graphql-ws"], additional_headers=opened) as socket_:  # pyright: ignore
         socket_.send(json.dumps({"type": "connection_init"}))
         assert json.loads(socket_.recv(timeout=20))["type"] == "connection_ack"
+
+
+@pytest.mark.parametrize("by", ["bearer", "cookie"])
+def test_an_open_websocket_ends_soon_after_its_token_is_revoked(service: Service, by: str) -> None:
+    tokens, name = Tokens(service.home), f"socket-{by}"
+    written = tokens.create(name, "read")
+    headers = {"Authorization": f"Bearer {written}"}
+    if by == "cookie":
+        answer = service("POST", "/login", None, data={"token": written})
+        headers = {"Cookie": answer.headers["Set-Cookie"].partition(";")[0], "Origin": service.address}
+    address = service.address.replace("http", "ws") + "/graphql"
+    with connect(address, subprotocols=["graphql-ws"], additional_headers=headers, origin=None) as socket_:  # pyright: ignore
+        socket_.send(json.dumps({"type": "connection_init"}))
+        assert json.loads(socket_.recv(timeout=20))["type"] == "connection_ack"
+        with pytest.raises(TimeoutError):
+            while True:  # it stays open as long as the token is good
+                socket_.recv(timeout=5)
+        tokens.revoke(name)
+        with pytest.raises(ConnectionClosed) as closed:
+            while True:
+                socket_.recv(timeout=30)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1008
 
 
 def test_only_hashes_are_kept_and_nothing_is_logged(service: Service) -> None:

@@ -23,6 +23,9 @@ ELSEWHERE = (
 )
 """Take minutes with a real index; tests of their own (rag/test_python_reference.py, agent/test_smollm2.py) run them."""
 
+ALWAYS = ("hello", "copy_style", "lora_rank", "lora_sft", "rag_inference", "agent_inference", "inference_vllm", "workflow")
+"""Files that `make test` runs; `make test-all` runs all."""
+
 pytestmark = [pytest.mark.slow]
 
 
@@ -36,6 +39,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "MLOC_MIRROR_ONLY": "1",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        "MLOC_ENGINE_IDLE": "60",
     }
     return {**os.environ, **settings}
 
@@ -51,7 +55,14 @@ def run(file: Path, deployment: dict[str, str], cwd: Path, timeout: float = 280)
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file not in (MAKE_DEMO, *ELSEWHERE)], ids=name_of)
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=name_of(file), marks=[] if file.stem in ALWAYS else pytest.mark.exhaustive)
+        for file in FILES
+        if file not in (MAKE_DEMO, *ELSEWHERE)
+    ],
+)
 def test_runs_to_success(file: Path, deployment: dict[str, str], tmp_path: Path) -> None:
     report = run(file, deployment, tmp_path)
     assert report["status"] == "SUCCESS"

@@ -24,6 +24,7 @@ class PpoExecutor:
     name = "ppo"
     inline = False
     distributed = True
+    loads_torch = True
     uses = frozenset({
         "model.source.*", "model.config.*", "model.adapter.*", "model.transformers.*", "lora.*", "checkpoint.*",
         "enforce_cpu", "generation.*", "reward_model.*",

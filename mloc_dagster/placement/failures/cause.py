@@ -23,12 +23,15 @@ class Cause(StrEnum):
     TIMED_OUT = "timed_out"
     """Longer than `timeoutSeconds`. Not tried again by itself: the user set the bound, and a second attempt would need
     as long; `mloc replay` goes on from what is stored."""
+    DELIVERY = "delivery"
+    """The result is there and could not be delivered; deliveries make their own further tries. `mloc replay` delivers
+    it, and does no work again."""
     INTERNAL = "internal"
     """Anything else: a crash, a network that does not answer, a fault in a library."""
 
     def retries(self, asked: int) -> int:
         """Return how many further attempts there are when `retry.max_retries` asks for so many."""
-        if self in (Cause.USER, Cause.TIMED_OUT):
+        if self in (Cause.USER, Cause.TIMED_OUT, Cause.DELIVERY):
             return 0
         return min(asked, 1) if self is Cause.OUT_OF_MEMORY else asked
 

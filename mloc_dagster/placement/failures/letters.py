@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
@@ -91,5 +91,11 @@ def _letter(instance: DagsterInstance, record: RunRecord) -> DeadLetter:
         cause=first.cause or cause_of(run) or Cause.INTERNAL.value,
         reason=" ".join(first.message.split("\n")[0].split()),
         failed_at=record.end_time or record.update_timestamp.timestamp(),
-        attempts=first.attempts + int(run.tags.get(RETRY_NUMBER_TAG, "0")),
+        attempts=first.attempts + retries_of(run.tags),
     )
+
+
+def retries_of(tags: Mapping[str, str]) -> int:
+    """Return how many attempts came before a run; a tag that is no number is none, for anyone sets tags."""
+    text = tags.get(RETRY_NUMBER_TAG, "")
+    return int(text) if text.isdecimal() and len(text) < 10 else 0

@@ -1,12 +1,9 @@
-"""Signs of life of a process, and when their absence means that it is lost."""
+"""When the absence of signs of life means that work is lost."""
 
 from __future__ import annotations
 
 import os
 import time
-from pathlib import Path
-
-import psutil
 
 LOST_AFTER = "MLOC_LOST_AFTER_SECONDS"
 _DEFAULT_SECONDS = 120.0
@@ -45,35 +42,3 @@ class Silence:
         self._silent = 0.0 if alive else self._silent + min(now - self._looked, _LONGEST_LOOK_SECONDS)
         self._looked = now
         return self._limit is not None and self._silent > self._limit
-
-
-class Pulse:
-    """Signs of life of one process: a file that it touches, where there is one, and the CPU time that it uses.
-
-    The latter is for work that keeps its own threads from running, such as a long call into a library.
-    """
-
-    def __init__(self, pid: int, beats: Path | None = None) -> None:
-        self._pid, self._beats = pid, beats
-        self._seen = self._now()
-
-    def felt(self) -> bool:
-        """Whether there was a sign of life since this was asked last."""
-        before, self._seen = self._seen, self._now()
-        return self._seen != before
-
-    def _now(self) -> tuple[int, float]:
-        return self._touched(), self._used()
-
-    def _touched(self) -> int:
-        try:
-            return self._beats.stat().st_mtime_ns if self._beats else 0
-        except OSError:
-            return 0
-
-    def _used(self) -> float:
-        try:
-            times = psutil.Process(self._pid).cpu_times()
-        except psutil.Error:
-            return 0.0
-        return times.user + times.system

@@ -26,14 +26,6 @@ def become_worker(request: Request, home: Home) -> None:
     random.seed()
 
 
-def leave(code: int) -> None:
-    """End this process at once: what the pool had registered to be done at its exit is not the child's to do."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):
-            stream.flush()
-    os._exit(code)
-
-
 def _write_to_log(home: Home, run_id: str) -> None:
     home.logs.mkdir(parents=True, exist_ok=True)
     log = os.open(home.logs / f"{run_id}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)

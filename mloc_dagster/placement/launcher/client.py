@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mloc_dagster.placement.launcher.fingerprint import pool_environment, pool_name
-from mloc_dagster.placement.launcher.protocol import Answer, Request, receive_answer, send, short_name
+from mloc_dagster.placement.launcher.protocol import Answer, Request, receive_answer, send
+from mloc_dagster.processes.sockets import connect
 from mloc_dagster.store.home import Home
 
 POOL_MODULE = "mloc_dagster.definitions.pool"
@@ -23,6 +24,8 @@ IDLE = "MLOC_POOL_IDLE"
 
 _START_SECONDS = 60.0
 _ANSWER_SECONDS = 60.0
+_AGAIN_SECONDS = 60.0
+"""After a pool could not be started, how long none is: a launcher must not wait for it at each run."""
 
 
 class PoolUnavailable(Exception):
@@ -36,13 +39,16 @@ def hand_over(home: Home, settings: Path, run_id: str, environment: Mapping[str,
     """
     umask = os.umask(0)
     os.umask(umask)
-    request = Request(action="run", run_id=run_id, environment=dict(environment), folder=_folder(home), umask=umask)
+    request = Request(action="run", run_id=run_id, environment=_text(environment), folder=_folder(home), umask=umask)
     reason = ""
     for _ in range(2):  # a pool may end, or find its code changed, just when it is asked
         try:
             answer = _ask(_connection(home, settings, environment), request)
+        except TimeoutError:
+            reason = f"the pool gave no answer within {_ANSWER_SECONDS:g} s"
+            break
         except (OSError, ValueError) as error:
-            reason = f"the pool gave no answer ({error})"
+            reason = f"the pool gave no answer ({type(error).__name__})"
             continue
         if answer.state == "started":
             return answer.pid
@@ -58,7 +64,7 @@ def start(home: Home, settings: Path, environment: Mapping[str, str]) -> None:
 def stop(home: Home) -> None:
     """Ask all pools of a home to end after the runs that are going on."""
     for address in _folder_of(home).glob("*.sock"):
-        connection = _connect(address)
+        connection = connect(address)
         if connection is not None:
             try:
                 _ask(connection, Request(action="stop"))
@@ -75,33 +81,25 @@ def _ask(connection: socket.socket, request: Request) -> Answer:
 
 def _connection(home: Home, settings: Path, environment: Mapping[str, str]) -> socket.socket:
     address = _folder_of(home) / f"{pool_name(settings, environment)}.sock"
-    found = _connect(address)
+    found = connect(address)
     if found is not None:
         return found
+    failed = address.with_suffix(".failed")
+    if failed.exists() and time.time() - failed.stat().st_mtime < _AGAIN_SECONDS:
+        raise PoolUnavailable(f"a pool could not be started lately; see {home.logs / 'pool.log'}")
     try:
         address.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with address.with_suffix(".lock").open("a") as lock:
             _take(lock.fileno())
-            found = _connect(address)  # another launcher may have started it meanwhile
+            found = connect(address)  # another launcher may have started it meanwhile
             if found is None:
                 _start(home, pool_environment(settings, environment), address)
-                found = _connect(address)
+                found = connect(address)
     except OSError as error:
         raise PoolUnavailable(f"a pool could not be started: {error}") from None
     if found is None:
         raise PoolUnavailable(f"the pool ended at once; see {home.logs / 'pool.log'}")
     return found
-
-
-def _connect(address: Path) -> socket.socket | None:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with short_name(address) as name:
-            connection.connect(name)
-    except OSError:
-        connection.close()
-        return None
-    return connection
 
 
 def _take(lock: int) -> None:
@@ -132,9 +130,23 @@ def _start(home: Home, environment: Mapping[str, str], address: Path) -> None:
             threading.Thread(target=pool.wait, daemon=True, name="reap-pool").start()
             return
         pool.kill()
+        if not ready or pool.wait() > 0:  # it hangs, or its code has a fault; one that was killed says nothing
+            address.with_suffix(".failed").touch()
         pool.wait()
     finally:
         os.close(reading)
+
+
+def _text(environment: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the variables that are no text (bytes that are not UTF-8)."""
+    return {key: value for key, value in environment.items() if (key + value).isascii() or _is_text(key + value)}
+
+
+def _is_text(value: str) -> bool:
+    try:
+        return bool(value.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _folder_of(home: Home) -> Path:

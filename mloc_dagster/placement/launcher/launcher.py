@@ -13,18 +13,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 from dagster import DagsterRun, DagsterRunStatus, Field
 from dagster._config import BoolSource, IntSource
 from dagster._core.events import EngineEventData
 from dagster._core.launcher.base import CheckRunHealthResult, LaunchRunContext, RunLauncher, WorkerStatus
 from dagster._serdes import ConfigurableClass, ConfigurableClassData
 
+from executors.stopping import GRACE
 from mloc_dagster.placement.launcher import client
 from mloc_dagster.placement.launcher.workers import (
     LAUNCHER,
     WORKER,
+    is_elsewhere,
     launcher_is_gone,
     launcher_tag,
+    only_holder,
     see_to_the_end,
     worker_of,
     worker_tag,
@@ -32,6 +36,12 @@ from mloc_dagster.placement.launcher.workers import (
 from mloc_dagster.store.home import Home
 
 WORKER_MODULE = "mloc_dagster.definitions.worker"
+CANCEL = "mloc/cancel"
+"""Run tag: `asked` where its worker is on another machine, `told` when that worker has been asked to end."""
+_FINDING_SECONDS = 2.0
+"""How long a worker that has just begun may take to say so."""
+_LAST_SECONDS = 15.0
+"""Of the grace, what is left to a run's worker when its stages have ended."""
 _log = logging.getLogger("mloc")
 
 
@@ -39,7 +49,8 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
     """Starts each run in a worker process, a session of its own, that outlives whoever started it.
 
     `warm`: fork workers from a pool (Linux); without one, or where it does not answer, a worker is started anew.
-    `terminate_grace_seconds`: time that work has to write a checkpoint after SIGTERM before it is killed.
+    `terminate_grace_seconds`: time that a run has to end after SIGTERM before it is killed; its work has all but
+    the last 15 seconds of that (half, where it is short) to write a checkpoint, or MLOC_TERMINATE_GRACE_SECONDS.
     """
 
     def __init__(
@@ -72,9 +83,11 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
     def launch_run(self, context: LaunchRunContext) -> None:
         """Start the run's worker; when this returns, a tag of the run says which process it is."""
         run = context.dagster_run
-        environment = {**os.environ, **self._places(), **task_specs_of(run)}
+        environment = {GRACE: f"{self._work_grace:g}", **os.environ, **self._places(), **task_specs_of(run)}
         self._launched.append(run.run_id)
-        self._instance.add_run_tags(run.run_id, {LAUNCHER: launcher_tag(run.run_id)})
+        tag = launcher_tag(run.run_id)
+        if run.tags.get(LAUNCHER) != tag:  # the queue has told it with the lease
+            self._instance.add_run_tags(run.run_id, {LAUNCHER: tag})
         if self._warm:
             try:
                 client.hand_over(Home.current(), self._settings, run.run_id, environment)
@@ -98,9 +111,8 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         if run is None or run.is_finished:
             return False
         self._instance.report_run_canceling(run)
-        worker = worker_of(run)
+        worker = self._worker(run_id)
         if worker is None:
-            self._instance.report_run_canceled(run, message="the worker was gone already")
             return True
         worker.send_signal(signal.SIGTERM)
         thread = threading.Thread(
@@ -108,6 +120,28 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         )
         thread.start()
         return True
+
+    def _worker(self, run_id: str) -> psutil.Process | None:
+        """Return the worker of a run that is to end.
+
+        None when there is nobody to ask: it is gone, so the run is over now, or what it has left still ends, and the
+        run is over with that; or it is on another machine, whose daemon is asked to.
+        """
+        deadline = time.monotonic() + _FINDING_SECONDS
+        while run := self._instance.get_run_by_id(run_id):
+            worker = worker_of(run)
+            if worker is not None:
+                return worker
+            if is_elsewhere(run):
+                self._instance.add_run_tags(run_id, {CANCEL: "asked"})
+                return None
+            with only_holder(Home.current(), run_id) as alone:
+                if alone and not run.is_finished:
+                    self._instance.report_run_canceled(run, message="the worker was gone already")
+            if alone or time.monotonic() > deadline:
+                return None
+            time.sleep(0.05)
+        return None
 
     def join(self, timeout: int = 30) -> None:
         """Wait until the workers of all runs that were launched here are gone, at most `timeout` seconds."""
@@ -134,6 +168,8 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
             return CheckRunHealthResult(WorkerStatus.FAILED, "the process that was starting its worker was killed")
         if not run.tags.get(WORKER):
             return CheckRunHealthResult(WorkerStatus.RUNNING, "not started by this launcher")
+        if is_elsewhere(run):
+            return CheckRunHealthResult(WorkerStatus.RUNNING, "its worker is on another machine")
         if worker_of(run) is not None:
             return CheckRunHealthResult(WorkerStatus.RUNNING)
         log = Home.current().logs / f"{run.run_id}.log"
@@ -144,6 +180,11 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
     @property
     def _settings(self) -> Path:
         return Path(self._instance.root_directory) / "dagster.yaml"
+
+    @property
+    def _work_grace(self) -> float:
+        """Seconds that a stage has to store its state."""
+        return max(self._grace / 2, self._grace - _LAST_SECONDS)
 
     def _places(self) -> dict[str, str]:
         return {"DAGSTER_HOME": str(self._instance.root_directory), "MLOC_HOME": str(Home.current().root)}
@@ -158,7 +199,9 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=environment,
             )  # fmt: skip
         threading.Thread(target=worker.wait, daemon=True, name=f"reap-{run_id[:8]}").start()
-        self._instance.add_run_tags(run_id, {WORKER: worker_tag(worker.pid)})
+        run = self._instance.get_run_by_id(run_id)
+        if run and worker_of(run) is None:  # else a child of the pool has it, which answered too late
+            self._instance.add_run_tags(run_id, {WORKER: worker_tag(worker.pid)})
 
     def _warn(self, run: DagsterRun, message: str) -> None:
         _log.warning("run %s: %s", run.run_id[:8], message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import gc
 import mmap
 import os
@@ -10,7 +9,6 @@ import selectors
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,24 +17,21 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mloc_dagster.placement.launcher import fingerprint
-from mloc_dagster.placement.launcher.child import become_worker, leave
-from mloc_dagster.placement.launcher.protocol import (
-    Answer,
-    Request,
-    is_same_user,
-    receive_request,
-    send,
-    short_name,
-)
+from mloc_dagster.placement.launcher.child import become_worker
+from mloc_dagster.placement.launcher.protocol import Answer, Request, receive_request, send
 from mloc_dagster.placement.launcher.spares import Spares
+from mloc_dagster.processes.forking import Signals, check_no_threads, ended_children, fork
+from mloc_dagster.processes.loaded import Loaded
+from mloc_dagster.processes.sockets import is_same_user, is_there, listen
 from mloc_dagster.store.home import Home
 
 _TICK_SECONDS = 1.0
 _QUIET = 0.05
 """Seconds without a request after which there is time for other things."""
 _NO_SPARES_SECONDS = 10.0
-_LULL = 0.2
-"""Seconds without an event after which a child is forked ahead."""
+_LULL = 1.0
+"""Seconds without a request after which a child is forked ahead: to warm one up costs more CPU time than it saves, so
+it is not for times when one run follows the other."""
 _PATIENCE_SECONDS = 5.0
 """How long a launcher may take to say what it wants; nobody else is served meanwhile."""
 _EXPECTED = (0, 1)
@@ -68,16 +63,10 @@ def serve(work: Work, address: Path, tell_ready: Callable[[], None]) -> None:
     Nothing but the caller's thread may run, and no database may be open: each child gets a copy of all that is here.
     Raises RuntimeError when there is another thread.
     """
-    _no_threads()
+    check_no_threads()
     pool = _Pool(work, address)
     tell_ready()
     pool.loop()
-
-
-def _no_threads() -> None:
-    if threading.active_count() != 1:
-        names = ", ".join(thread.name for thread in threading.enumerate())
-        raise RuntimeError(f"a pool cannot fork with threads running: {names}")
 
 
 class _Run(NamedTuple):
@@ -90,29 +79,25 @@ class _Pool:
         self._work, self._address = work, address
         self._runs: dict[int, _Run] = {}
         self._buriers: set[int] = set()
-        self._loaded = fingerprint.Loaded()
+        self._loaded = Loaded()
         self._opened = fingerprint.opening_variables(work.settings, os.environ)
-        self._listener = _listen(address)
+        self._listener = listen(address)
         self._inode = address.stat().st_ino
-        self._idle_since = self._look_again = time.monotonic()
+        self._idle_since = self._look_again = self._asked = time.monotonic()
         self._open, self._rehearsed = True, False
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
-        self._woken, self._wake = socket.socketpair()
-        self._wake.setblocking(False)
-        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._signals = Signals(self._selector)
         self._spares = Spares(self._selector)
-        self._no_spares_until, self._asked_to_end = 0.0, False
-        self._take_signals()
+        self._no_spares_until = 0.0
 
     def loop(self) -> None:
         while self._open or self._runs or self._buriers:
             ready = [key.fileobj for key, _ in self._selector.select(self._timeout())]
             if not ready and self._open:
                 self._get_ahead()
-            if self._woken in ready:
-                self._woken.recv(4096)
-            if self._asked_to_end:
+            self._signals.heard(ready)
+            if self._signals.asked_to_end:
                 self._close()
                 ready = []
             self._spares.hear(ready)
@@ -126,13 +111,13 @@ class _Pool:
     def _timeout(self) -> float:
         if not self._rehearsed:
             return _QUIET
-        return _LULL if self._open and self._spares.wanted else _TICK_SECONDS
+        return _LULL / 4 if self._open and self._spares.wanted else _TICK_SECONDS
 
     def _get_ahead(self) -> None:
         """Use a moment in which nobody asks for anything."""
         if not self._rehearsed:
             self._rehearse()
-        elif self._spares.wanted and time.monotonic() > self._no_spares_until:
+        elif self._spares.wanted and time.monotonic() > max(self._asked + _LULL, self._no_spares_until):
             try:
                 self._spares.add(self._fork, self._work.warm_up, self._run)
             except OSError as error:  # no memory, or too many processes: runs need them more
@@ -156,16 +141,6 @@ class _Pool:
         print(f"{changed} has changed; another pool takes over", file=sys.stderr, flush=True)
         return True
 
-    def _take_signals(self) -> None:
-        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask_to_end)
-
-    def _ask_to_end(self, *_: object) -> None:
-        """Come to the end at the next turn of the loop, since a signal comes in the middle of anything."""
-        self._asked_to_end = True
-
     def _rehearse(self) -> None:
         """Warm up in the first quiet moment: the run that the pool was started for need not wait for it."""
         self._rehearsed = True
@@ -173,9 +148,9 @@ class _Pool:
             self._work.rehearse()
         except Exception as error:  # such as a full disk; the children will say so themselves
             print(f"the rehearsal failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-        _no_threads()
-        self._take_signals()
-        self._loaded = fingerprint.Loaded(self._loaded)
+        check_no_threads()
+        self._signals.take()
+        self._loaded = Loaded(self._loaded)
         self._idle_since = time.monotonic()
         gc.collect()
         gc.freeze()
@@ -184,7 +159,7 @@ class _Pool:
         if self._runs:
             self._idle_since = time.monotonic()
         idle = time.monotonic() - self._idle_since > self._work.idle_seconds
-        return idle or not _is_inode(self._address, self._inode)
+        return idle or not is_there(self._address, self._inode)
 
     def _close(self) -> None:
         """Take no more runs; the next launcher starts another pool."""
@@ -194,7 +169,7 @@ class _Pool:
         self._selector.unregister(self._listener)
         self._listener.close()
         self._spares.drop_all()
-        if _is_inode(self._address, self._inode):
+        if is_there(self._address, self._inode):
             self._address.unlink(missing_ok=True)
 
     def _serve_one(self) -> None:
@@ -217,7 +192,7 @@ class _Pool:
             return
         pid, started = self._spares.hand_over(connection, request) or self._forked(connection, request)
         self._runs[pid] = _Run(request, started)
-        self._idle_since = time.monotonic()
+        self._idle_since = self._asked = time.monotonic()
 
     def _forked(self, connection: socket.socket, request: Request) -> tuple[int, mmap.mmap]:
         """Fork a child for a request; returns its pid, and the byte where it says that the run is its own."""
@@ -225,35 +200,14 @@ class _Pool:
         return self._fork(lambda: self._run(connection, request, started)), started
 
     def _fork(self, work: Callable[[], int]) -> int:
-        """Fork a child that does its work and ends; signals wait until it is ready for them."""
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
-        try:
-            pid = os.fork()
-        except OSError:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            raise
-        if pid:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            return pid
-        code = os.EX_SOFTWARE
-        try:
-            self._forget()
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            code = work()
-        except SystemExit as ended:
-            code = ended.code if isinstance(ended.code, int) else os.EX_SOFTWARE
-        finally:
-            leave(code)
-        raise AssertionError("unreachable")
+        return fork(work, self._forget)
 
     def _forget(self) -> None:
-        """In a child: close what is the pool's, and take signals as a program does that was just started."""
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        for number in (signal.SIGTERM, signal.SIGCHLD):
-            signal.signal(number, signal.SIG_DFL)
+        """In a child: close what is the pool's."""
+        self._signals.forget()
         self._spares.forget()
-        for thing in (self._listener, self._woken, self._wake, self._selector):
+        self._runs.clear()  # the environments of others, with what is secret in them
+        for thing in (self._listener, self._selector):
             thing.close()
 
     def _run(self, connection: socket.socket, request: Request, started: mmap.mmap) -> int:
@@ -268,17 +222,11 @@ class _Pool:
         return self._work.run(request.run_id, ready)
 
     def _reap(self) -> None:
-        while True:
-            try:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-            except ChildProcessError:
-                return
-            if pid == 0:
-                return
+        for pid, code in ended_children():
             self._buriers.discard(pid)
             run = self._runs.pop(pid, None)
             if run is not None:
-                self._see_off(pid, run, os.waitstatus_to_exitcode(status))
+                self._see_off(pid, run, code)
 
     def _see_off(self, pid: int, run: _Run, code: int) -> None:
         """End what a worker has left in its session, and have its run reported when it died without a word.
@@ -291,7 +239,8 @@ class _Pool:
         run.started.close()
         if not lost:
             return
-        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        log = self._work.home.logs / f"{run.request.run_id}.log"
+        reason = f"signal {-code} (killed, or out of memory)" if code < 0 else f"exit code {code}; see {log}"
 
         def bury() -> int:
             os.environ.clear()  # another attempt is started as the submitter would
@@ -305,24 +254,3 @@ class _Pool:
             self._buriers.add(self._fork(bury))
         except OSError as error:  # a daemon, or whoever looks at the run next, reports it
             print(f"run {run.request.run_id} was lost, and cannot be reported: {error}", file=sys.stderr, flush=True)
-
-
-def _listen(address: Path) -> socket.socket:
-    """Listen on a socket that only this user can open; takes the place of one that a dead pool has left."""
-    address.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)
-    try:
-        with short_name(address) as name:
-            listener.bind(name)
-    finally:
-        os.umask(before)
-    listener.listen(128)
-    return listener
-
-
-def _is_inode(path: Path, inode: int) -> bool:
-    try:
-        return path.stat().st_ino == inode
-    except OSError as error:
-        return error.errno not in (errno.ENOENT, errno.ENOTDIR)

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import psutil
 from dagster import DagsterInstance, DagsterRun
 
+from mloc_dagster.placement.local.warm import stages_of
 from mloc_dagster.store.home import Home
 
 WORKER = "mloc/worker"
 """Run tag `<pid>:<identity of the process>`."""
 LAUNCHER = "mloc/launcher"
 """Run tag `<pid>:<identity>:<run id>` of the process that last set out to start the run's worker."""
+_held: dict[str, int] = {}
+"""File descriptors of the locks of the runs that this process holds."""
+
+
+class _Identity(NamedTuple):
+    """What no other process has, also after a restart, and who could know of it."""
+
+    ticks: str
+    """When the process started, in clock ticks since the boot; the time of day would move when the clock is set."""
+    system: str
+    """The boot and the space of process ids: a container has one of its own."""
+    host: str
+
+    def __str__(self) -> str:
+        return "@".join(self)
 
 
 def worker_tag(pid: int) -> str:
@@ -27,15 +44,20 @@ def worker_tag(pid: int) -> str:
 
 
 def worker_of(run: DagsterRun) -> psutil.Process | None:
-    """Return the process of a run, or None when it is gone."""
-    pid, _, identity = run.tags.get(WORKER, "").partition(":")
-    if not pid:
+    """Return the process of a run, or None when it is gone, or on another machine."""
+    pid, told = _told(run.tags.get(WORKER, ""))
+    if told is None:
         return None
     try:
-        process = psutil.Process(int(pid))
-        return process if _identity(process.pid) == identity and alive(process) else None
+        process = psutil.Process(pid)
+        return process if _is_process(pid, told) and alive(process) else None
     except psutil.Error:
         return None
+
+
+def is_elsewhere(run: DagsterRun) -> bool:
+    """Whether the worker of a run is on another machine, or in another container: nothing is known of it here."""
+    return _is_elsewhere(_told(run.tags.get(WORKER, ""))[1])
 
 
 def launcher_tag(run_id: str) -> str:
@@ -45,25 +67,58 @@ def launcher_tag(run_id: str) -> str:
 
 def launcher_is_gone(run: DagsterRun) -> bool:
     """Whether the process that set out to start a run's worker has ended; False when nobody has, or none is known."""
-    pid, _, rest = run.tags.get(LAUNCHER, "").partition(":")
-    identity, _, run_id = rest.rpartition(":")
-    return run_id == run.run_id and _identity(int(pid)) != identity
+    tag, _, run_id = run.tags.get(LAUNCHER, "").rpartition(":")
+    pid, told = _told(tag)
+    if run_id != run.run_id or told is None or _is_elsewhere(told):
+        return False
+    return not _is_process(pid, told)
 
 
 @contextmanager
 def only_holder(home: Home, run_id: str, patience: float = 0.0) -> Iterator[bool]:
     """Hold a run as long as the block goes on: a worker executes only what it holds.
 
-    Gives False when it is held by another process, a child that a dying worker has left for a moment included, and
-    still is after `patience` seconds.
+    Gives False when it is held by another process, a child that a dying worker has left for a moment and a stage that
+    stores its state included, and still is after `patience` seconds.
     """
     path = home.logs / f"{run_id}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        alone = _taken(file, time.monotonic() + patience)
-        yield alone
-        if alone:
+    file, alone = _opened(path, time.monotonic() + patience)
+    with file:
+        if not alone:
+            yield False
+            return
+        _held[run_id] = file.fileno()
+        try:
+            yield True
+        finally:
+            del _held[run_id]
             path.unlink(missing_ok=True)
+
+
+def lock_of(run_id: str) -> int | None:
+    """Return the file descriptor of a run's lock, if this process, or one that it was forked from, holds the run.
+
+    Whoever inherits it holds the run, too.
+    """
+    return _held.get(run_id)
+
+
+def _opened(path: Path, deadline: float) -> tuple[IO[str], bool]:
+    """Open a lock file and take its lock; one that its holder has removed meanwhile is nobody's, and opened anew."""
+    while True:
+        file = path.open("a")
+        taken = _taken(file, deadline)
+        if not taken or _is_at(file, path):
+            return file, taken
+        file.close()
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _taken(file: IO[str], deadline: float) -> bool:
@@ -101,18 +156,63 @@ def see_to_the_end(instance: DagsterInstance, run_id: str, worker: psutil.Proces
         instance.report_run_canceled(run, message="the worker was ended")
 
 
-def end_now(worker: psutil.Process) -> None:
-    """Kill a worker and all that it started, also what cannot end softly because it is stopped."""
-    _kill({worker, *_descendants(worker)})
+def end_now(home: Home, run_id: str, worker: psutil.Process | None) -> None:
+    """Kill a worker, all that it started (what is stopped cannot end softly), and what of the run outlived it."""
+    family = {worker, *_descendants(worker)} if worker else set()
+    _kill(family | set(_holders(home.logs / f"{run_id}.lock")))
 
 
-def _identity(pid: int) -> str:
-    """When the process started, in clock ticks since this boot; the time of day would move when the clock is set."""
+def _holders(lock: Path) -> Iterator[psutil.Process]:
+    """The processes that hold the lock of a run; those that only wait for it do not."""
+    try:
+        inode = lock.stat().st_ino
+    except FileNotFoundError:
+        return
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if _holds(process.pid, inode):
+                yield process
+
+
+def _holds(pid: int, inode: int) -> bool:
+    """Whether a process has a file open whose lock it, or one that it was forked from, has taken (proc(5), fdinfo)."""
+    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
+        with suppress(OSError):  # it is closed by now
+            if any("FLOCK" in line and f":{inode} " in line for line in info.read_text().splitlines()):
+                return True
+    return False
+
+
+def _told(tag: str) -> tuple[int, _Identity | None]:
+    """A pid and an identity as a tag tells them; 0 and None without one."""
+    pid, _, identity = tag.partition(":")
+    ticks, _, place = identity.partition("@")
+    system, _, host = place.partition("@")
+    return (int(pid), _Identity(ticks, system, host)) if pid.isdigit() else (0, None)
+
+
+def _is_process(pid: int, told: _Identity) -> bool:
+    """Whether the process that has an id here is the one that was told; older tags name the boot alone."""
+    here = _identity(pid)
+    system = here.system if told.host else here.system.partition(".")[0]
+    return (here.ticks, system) == (told.ticks, told.system)
+
+
+def _is_elsewhere(told: _Identity | None) -> bool:
+    """Whether a process belongs to another system; one of this host that has booted since is gone."""
+    if told is None or not told.host:
+        return False
+    here = _identity(os.getpid())
+    return told.system != here.system and told.host != here.host
+
+
+def _identity(pid: int) -> _Identity:
     try:
         ticks = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19]
-        return f"{ticks}@{Path('/proc/sys/kernel/random/boot_id').read_text('utf-8').strip()[:8]}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text("utf-8").strip()[:8]
+        return _Identity(ticks, f"{boot}.{os.stat('/proc/self/ns/pid').st_ino}", socket.gethostname())
     except OSError:
-        return _started(pid)
+        return _Identity(_started(pid), "", socket.gethostname())
 
 
 def _started(pid: int) -> str:
@@ -123,11 +223,15 @@ def _started(pid: int) -> str:
 
 
 def _descendants(worker: psutil.Process) -> set[psutil.Process]:
-    """All processes below a worker, also those in sessions of their own."""
-    try:
-        return set(worker.children(recursive=True))
-    except psutil.Error:
-        return set()
+    """All processes below a worker, also those in sessions of their own, and below stages that started warm."""
+    found, seen = {worker}, set()
+    while found != seen:
+        seen = set(found)
+        for process in seen:
+            with suppress(psutil.Error):
+                found.update(process.children(recursive=True))
+        found.update(stages_of({process.pid for process in found}))
+    return found - {worker}
 
 
 def _kill(family: set[psutil.Process]) -> None:

@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
-from sqlalchemy import event
 from sqlalchemy.engine import Connection, make_url
-from sqlalchemy.pool import NullPool
+
+from mloc_dagster.store import connections
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
-_BUSY_SECONDS = 60
 _LOCK = 0x6D6C6F63  # "mloc"
 
 metadata = sa.MetaData()
@@ -57,26 +56,25 @@ state = sa.Table(
 )  # fmt: skip
 
 
-def url_of(instance: DagsterInstance) -> str:
-    """Return the ledger's place: the instance's own PostgreSQL, else a SQLite file beside Dagster's."""
+def url_of(instance: DagsterInstance, name: str = "ledger") -> str:
+    """Return where tables of ours are: in the instance's own PostgreSQL, else in a SQLite file beside Dagster's."""
     found = getattr(instance.run_storage, "postgres_url", None)
-    return found or f"sqlite:///{Path(instance.root_directory) / 'ledger.db'}"
+    return found or f"sqlite:///{Path(instance.root_directory) / f'{name}.db'}"
 
 
 class Database:
-    """Short transactions, each on a connection of its own, so that a fork is safe at any other time."""
+    """Short transactions, over connections that the process keeps.
 
-    def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        self._postgres = parsed.get_backend_name() == "postgresql"
-        if self._postgres:
-            parsed = parsed.set(drivername="postgresql+psycopg2")  # SQLAlchemy 2.1 takes psycopg 3 by default
-            self._engine = sa.create_engine(parsed, poolclass=NullPool, connect_args={"connect_timeout": 10})
-        else:
-            self._engine = sa.create_engine(parsed, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
-            event.listen(self._engine, "connect", _prepare_sqlite)
+    `lock` is the number of the PostgreSQL lock that those who write these tables take.
+    """
+
+    def __init__(self, url: str, tables: sa.MetaData = metadata, lock: int = _LOCK) -> None:
+        self._lock = lock
+        self._postgres = make_url(url).get_backend_name() == "postgresql"
+        pragmas = ("journal_mode=WAL", "synchronous=NORMAL")
+        self._engine = connections.postgres(url) if self._postgres else connections.sqlite(url, *pragmas)
         with self.writing() as connection:
-            metadata.create_all(connection)
+            tables.create_all(connection)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -94,8 +92,8 @@ class Database:
         """Give the only connection that writes: all others wait, so two claims cannot cross, and none can deadlock."""
         with self._engine.connect() as connection:
             if self._postgres:
-                with connection.begin():
-                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
+                with connection.execution_options(isolation_level="READ COMMITTED").begin():
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({self._lock})")
                     yield connection
             else:
                 with _sqlite_transaction(connection, "BEGIN IMMEDIATE"):
@@ -106,12 +104,6 @@ class Database:
         if not self._postgres:
             return time.time()
         return float(connection.exec_driver_sql("SELECT extract(epoch FROM clock_timestamp())").scalar_one())
-
-
-def _prepare_sqlite(raw, _record) -> None:
-    raw.isolation_level = None  # transactions are begun here, not by the driver
-    raw.execute("PRAGMA journal_mode=WAL").close()
-    raw.execute("PRAGMA synchronous=NORMAL").close()
 
 
 @contextmanager

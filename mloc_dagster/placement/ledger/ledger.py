@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -15,7 +15,7 @@ from mloc_dagster.placement.inventory import Device
 from mloc_dagster.placement.ledger import database as tables
 from mloc_dagster.placement.ledger.database import Database, url_of
 from mloc_dagster.placement.workers.need import Need
-from mloc_dagster.placement.workers.room import Room, State, Worker
+from mloc_dagster.placement.workers.room import Room, State, Worker, preference
 from mloc_dagster.spec.base import Json
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Lease:
-    """What one run holds. `devices` are thousandths by device index; times in seconds since the epoch."""
+    """What one run, or one stage of it, holds. `devices` are thousandths by index; times in seconds since the epoch."""
 
     token: int
     run_id: str
@@ -35,6 +35,11 @@ class Lease:
     taken_at: float
     expires_at: float
     expected: float | None = None
+
+    @property
+    def run(self) -> str:
+        """The id of the run; that of a stage's lease is followed by the stage."""
+        return self.run_id.partition(_OF_STAGE)[0]
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class Seen:
     seen_at: float
 
 
+_OF_STAGE = "/"
 _of_instances: WeakKeyDictionary[DagsterInstance, Ledger] = WeakKeyDictionary()
 
 
@@ -65,7 +71,7 @@ class Ledger:
 
     def register(self, host: str, workers: Sequence[Worker], load: float) -> None:
         """Say which workers a host has now. Their states stay; those that are gone take no new runs, and are removed
-        when nothing runs there any more."""
+        when nothing runs there any more. One that is said to be gone, since it is not connected, stays."""
         with self._database.writing() as connection:
             now = self._database.now(connection)
             known = {row.name: row for row in connection.execute(sa.select(tables.workers))}
@@ -73,7 +79,7 @@ class Ledger:
             for worker in workers:
                 _forget(connection, worker.name)
                 before = known[worker.name].state if worker.name in known else "gone"
-                state = worker.state if before == "gone" else before
+                state = worker.state if before == "gone" or (worker.state, before) == ("gone", "ready") else before
                 values = {"cpu": worker.cpu, "memory": worker.memory, "load": load, "seen_at": now, "host": host}
                 connection.execute(sa.insert(tables.workers).values(name=worker.name, state=state, **values))
                 for device in worker.devices:
@@ -119,6 +125,50 @@ class Ledger:
             now = self._database.now(connection)
             lease = Lease(0, run_id, owner, worker, need, devices, now, now + seconds, expected)
             return _insert(connection, lease)
+
+    def claim_stage(
+        self, run_id: str, stage: str, owner: str, need: Need, seconds: float, *, among: Collection[str],
+        avoid: str = "",
+    ) -> Lease | None:  # fmt: skip
+        """Give one stage of a run all that it needs of the worker `among` these that suits it best; `avoid` comes last.
+
+        What the run itself holds is given back: it was to begin with. Returns None when nothing is free.
+        """
+        key = f"{run_id}{_OF_STAGE}{stage}"
+        with self._database.writing() as connection:
+            nothing = {"need": json.dumps(Need(cpu=0).as_dict()), "devices": "{}"}
+            connection.execute(sa.update(tables.leases).where(tables.leases.c.run_id == run_id).values(**nothing))
+            connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
+            seen = [one.worker for one in _workers(connection) if one.worker.name in among]
+            rooms = {worker.name: Room.whole(worker) for worker in seen}
+            for lease in _leases(connection):
+                if lease.worker in rooms:
+                    rooms[lease.worker].take(lease.need, lease.devices)
+            fitting = [room for room in rooms.values() if room.worker.state == "ready" and room.fit(need) is not None]
+            if not fitting:
+                return None
+            room = min(fitting, key=lambda room: preference(room, need, avoid))
+            now = self._database.now(connection)
+            devices = room.fit(need) or {}
+            return _insert(connection, Lease(0, key, owner, room.worker.name, need, devices, now, now + seconds))
+
+    def note_stage(
+        self,
+        run_id: str,
+        stage: str,
+        owner: str,
+        need: Need,
+        seconds: float,
+        *,
+        worker: str,
+        devices: Mapping[int, int],
+    ) -> Lease:
+        """Write down what one stage of a run has of a worker already, whether that was free or not."""
+        key = f"{run_id}{_OF_STAGE}{stage}"
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
+            now = self._database.now(connection)
+            return _insert(connection, Lease(0, key, owner, worker, need, devices, now, now + seconds))
 
     def renew(self, token: int, seconds: float) -> bool:
         """Say that a lease is still used; False: it is gone, and its holder must end."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -13,11 +12,11 @@ from pathlib import Path
 
 from mloc_dagster.files import archives
 from mloc_dagster.files.atomic import sweep
+from mloc_dagster.files.paths import moved
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.local import inputs
 from mloc_dagster.placement.local.outcome import RunInfo, StepFailed
-from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.store.manifest import write_manifest
 from mloc_dagster.store.results import RESPONSES, Envelope, read_envelope, write_envelope
@@ -34,14 +33,14 @@ def finish(
 ) -> Envelope:  # fmt: skip
     """Turn a work folder into a run folder: archives, envelope, manifest, entry for reuse, then one rename."""
     result = json.loads((work / "result.json").read_text("utf-8"))
-    payload = _moved(result["payload"], str(work), str(final))
+    payload = moved(result["payload"], str(work), str(final))
     for name in _ARCHIVED:
         if (work / name).is_dir():
             archive = _archive(work / name, work / "artifacts")
             payload[f"{name}_archive_path"] = str(final / "artifacts" / archive.name)
             payload[f"{name}_archive_bytes"] = archive.stat().st_size
     metadata = {
-        **_moved(result.get("metadata", {}), str(work), str(final)),
+        **moved(result.get("metadata", {}), str(work), str(final)),
         "metrics": result.get("metrics", {}),
         "digest": digest,
         "inputs": given.digests,
@@ -56,7 +55,7 @@ def finish(
     envelope = Envelope(
         task_id=f"{run.task_id}/{stage.name}",
         stage=stage.name,
-        worker=socket.gethostname(),
+        worker=placed.worker or socket.gethostname(),
         metadata=metadata,
         received_at=datetime.now(UTC).isoformat(),
         result=payload,
@@ -129,16 +128,3 @@ def finished(final: Path, digest: str) -> Envelope | None:
     except (OSError, ValueError):
         return None
     return envelope if envelope.metadata.get("digest") == digest else None
-
-
-def _moved(value: Json, old: str, new: str) -> Json:
-    """Return JSON with every path below `old` put below `new`."""
-    if isinstance(value, str):
-        scheme = "file://" if value.startswith("file://") else ""
-        path = value.removeprefix(scheme)
-        return scheme + new + path[len(old) :] if path == old or path.startswith(old + os.sep) else value
-    if isinstance(value, dict):
-        return {key: _moved(item, old, new) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_moved(item, old, new) for item in value]
-    return value

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.inventory import Device
@@ -17,16 +18,26 @@ from mloc_dagster.store.evaluations import verdict_of
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import RESPONSES, Envelope
 
+if TYPE_CHECKING:
+    from mloc_dagster.placement.seats import Seats
+
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 """How a result writes numbers that JSON has no form for."""
 
 
 class StepFailed(Exception):
-    """A step that did not succeed; the message is for people, the cause decides whether it is tried again."""
+    """A step that did not succeed; the message is for people, the cause decides whether it is tried again.
 
-    def __init__(self, message: str, cause: Cause) -> None:
+    `again`: False when all further attempts were made within the step.
+    """
+
+    def __init__(self, message: str, cause: Cause, *, again: bool = True) -> None:
         super().__init__(message)
-        self.cause = cause
+        self.cause, self.again = cause, again
+
+
+class StoreUnknown(StepFailed):
+    """The artifact store does not tell what earlier runs have left there."""
 
 
 class StepCancelled(Exception):
@@ -47,6 +58,10 @@ class RunInfo:
     """Ids of the runs that this one goes on from; what they finished is not done again, fresh or not."""
     granted: tuple[Device, ...] | None = None
     """GPUs that the run holds; None: it was started without the queue, and takes what this machine has."""
+    lock: int | None = None
+    """File descriptor of the run's lock: work that keeps it open holds the run, also without the run's worker."""
+    seats: Seats | None = None
+    """Where workers other than this machine are declared: what gives each stage its worker."""
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from mloc_dagster.placement import inventory
 from mloc_dagster.placement.local.inputs import given_by, local_files, mirror_of, names_later
+from mloc_dagster.placement.seats import place_on, prospect
+from mloc_dagster.placement.workers.declared import Fleet, fleet_of
+from mloc_dagster.placement.workers.room import Worker
 from mloc_dagster.plan.compiler import pulls
 from mloc_dagster.plan.digest import stage_digest
 from mloc_dagster.plan.estimate import gpu_hours
@@ -17,6 +20,7 @@ from mloc_dagster.spec import gpu as gpu_names
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.quantity import format_bytes
 from mloc_dagster.spec.slices import parse_slice
+from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.spec.task_types import known
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.store.digests import Digests
@@ -77,14 +81,14 @@ def _stage(
     plan: Plan, step: Step, stage: Stage, home: Home, digests: dict[str, str | None], fresh: bool
 ) -> PlannedStep:
     spec, kind = stage.spec, known()[stage.spec.task_type]
-    placed = inventory.place(spec.resources, spec.enforce_cpu, inventory.cpu_forced(), inventory.gpus())
+    placed, worker = _placement(fleet_of(home), spec)
     digest = _digest(plan, step, stage, home, digests, placed.on_cpu)
     digests[step.key] = digest
     entry = ReuseIndex(home).lookup(digest) if digest and not fresh and kind.reusable else None
     shape = shape_of(_model_folder(stage, home), spec.model.source.identifier) if spec.model.source else None
     devices = len(placed.devices) or _refused_devices(stage, placed)
     estimate = fit(spec, shape, devices, kind.trains) if shape else None
-    room = _room(stage, placed)
+    room = _room(stage, placed, worker)
     fits = estimate is None or room is None or estimate.total * (1 - estimate.band) <= room
     hours = gpu_hours(spec, shape, _rows(stage), kind.trains) if shape and devices else None
     notes = [note for note in (placed.note, placed.refusal) if note]
@@ -96,12 +100,26 @@ def _stage(
     if limit:
         notes.append(f"SLO {limit:g} s")
     device = ", ".join(f"gpu {index}" for index in placed.devices) or "cpu"
+    if worker is not None:
+        device = f"{device} on {worker.name}"
     state = f"reused from {entry.task_id}" if entry else ("refused" if placed.refusal else "to run")
     return PlannedStep(
         step.key, step.kind, step.depends_on, "nowhere" if placed.refusal else device,
         estimate.total if estimate else None, estimate.band if estimate else 0.0, fits, hours, state,
         entry.task_id if entry else None, tuple(notes),
     )  # fmt: skip
+
+
+def _placement(fleet: Fleet, spec: StageSpec) -> tuple[inventory.Placement, Worker | None]:
+    """What a stage would get if all were free; where there are engines, of which worker."""
+    on_cpu = inventory.cpu_forced()
+    if not fleet.engines:
+        return inventory.place(spec.resources, spec.enforce_cpu, on_cpu, inventory.gpus()), None
+    placed, worker = place_on(fleet, spec, on_cpu), prospect(fleet, spec, on_cpu)
+    if worker is None or placed.on_cpu:
+        return placed, worker
+    devices = inventory.place(spec.resources, spec.enforce_cpu, on_cpu, worker.devices).devices
+    return replace(placed, devices=devices), worker
 
 
 def _digest(
@@ -142,15 +160,16 @@ def _refused_devices(stage: Stage, placed: inventory.Placement) -> int:
     return gpu.count if placed.refusal and gpu else 0
 
 
-def _room(stage: Stage, placed: inventory.Placement) -> int | None:
+def _room(stage: Stage, placed: inventory.Placement, worker: Worker | None) -> int | None:
     """Bytes on the device that the stage gets, or that it asks for when there is none here."""
     if placed.devices:
-        first = next((device for device in inventory.gpus() if str(device.index) == placed.devices[0]), None)
+        devices = worker.devices if worker else inventory.gpus()
+        first = next((device for device in devices if str(device.index) == placed.devices[0]), None)
         return first.memory if first else None
     if placed.refusal and stage.spec.resources.hardware.gpu:
         size = gpu_names.memory_gib(stage.spec.resources.hardware.gpu.type)
         return size << 30 if size else None
-    return inventory.memory_bytes()
+    return worker.memory if worker else inventory.memory_bytes()
 
 
 def _rows(stage: Stage) -> int | None:

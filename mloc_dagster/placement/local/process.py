@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import signal
 import subprocess
@@ -12,14 +10,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from executors.cgroup import Cgroup
-from executors.heartbeat import BEATS
+from executors.group import Process, end_group, signal_group
+from executors.heartbeat import BEATS, Pulse
 from executors.parent import PARENT
-from mloc_dagster.placement.failures.silence import Pulse, Silence
+from executors.progress import ProgressTail
+from executors.stopping import grace_seconds
+from mloc_dagster.placement.failures.silence import Silence
+from mloc_dagster.placement.local.warm import Kind, NotWarm, start
 from mloc_dagster.spec.base import Json
 
-TERMINATE_GRACE_SECONDS = float(os.environ.get("MLOC_TERMINATE_GRACE_SECONDS", "30"))
 _POLL_SECONDS = 0.05
 _FEEL_SECONDS = 0.5
 
@@ -30,7 +32,8 @@ Report = Callable[[dict[str, Json]], None]
 class Ended:
     """How the work ended: exit code, and whether we ended it: for its time limit, cancelled, or for its silence.
 
-    `out_of_memory`: the kernel killed some of it at its bound of memory.
+    `out_of_memory`: the kernel killed some of it at its bound of memory; `machine_out_of_memory`: it killed something
+    on this machine meanwhile.
     """
 
     code: int
@@ -38,6 +41,7 @@ class Ended:
     cancelled: bool = False
     silent: bool = False
     out_of_memory: bool = False
+    machine_out_of_memory: bool = False
 
 
 def run_job(
@@ -49,58 +53,43 @@ def run_job(
     timeout: float | None,
     lost_after: float | None = None,
     memory_bytes: int | None = None,
-    lock: int | None = None,
+    locks: tuple[int, ...] = (),
+    warm: Kind | None = None,
 ) -> Ended:
     """Run `python -m executors.host JOB` to its end; progress lines go to `report` as they appear.
 
     Ends the whole process group (SIGTERM, a grace period to write a checkpoint, SIGKILL) when `cancelled` turns true,
     when `timeout` seconds have passed, or when this call is interrupted. Kills it when it gave no sign of life for
     `lost_after` seconds. It gets `memory_bytes` at most, where this user can make a control group. The work holds on to
-    the file descriptor `lock`: should this process be killed, the lock stays until the work has ended.
+    the file descriptors `locks`: should this process be killed, they stay locked until the work has ended. With `warm`
+    it is forked from a process that has the libraries loaded, if there is one. Raises ValueError, with a message for
+    people, when MLOC_TERMINATE_GRACE_SECONDS is no number.
     """
+    grace = grace_seconds()
     logs.mkdir(parents=True, exist_ok=True)
-    progress = _Tail(logs / "progress.jsonl")
-    command = [sys.executable, "-u", "-m", "executors.host", str(job)]
+    progress = ProgressTail(logs / "progress.jsonl")
     group = Cgroup.make(memory_bytes=memory_bytes) if memory_bytes else None
     with (logs / "stdout.log").open("ab") as output:
-        child = subprocess.Popen(
-            group.entering(command) if group else command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**_environment(), PARENT: str(os.getpid())},
-            pass_fds=() if lock is None else (lock,),
-        )
+        child = _start(job, output, group, locks, warm)
     deadline = time.monotonic() + timeout if timeout else None
     watch = _Watch(child.pid, logs / BEATS, lost_after)
     try:
         while child.poll() is None:
             progress.read(report)
             if cancelled():
-                return Ended(end_group(child), cancelled=True)
+                return Ended(end_group(child, grace), cancelled=True)
             if deadline and time.monotonic() > deadline:
-                return Ended(end_group(child), timed_out=True)
+                return Ended(end_group(child, grace), timed_out=True)
             if watch.lost():
-                _signal(child.pid, signal.SIGKILL)  # what does not run cannot end softly
-                return Ended(end_group(child), silent=True)
+                signal_group(child.pid, signal.SIGKILL)  # what does not run cannot end softly
+                return Ended(end_group(child, grace), silent=True)
             _wait(child)
         progress.read(report)
-        return Ended(child.returncode, out_of_memory=bool(group and group.kills()))
+        return Ended(child.wait(), out_of_memory=bool(group and group.kills()))
     finally:
-        end_group(child)
+        end_group(child, grace)
         if group:
             group.end()
-
-
-def end_group(child: subprocess.Popen[bytes]) -> int:
-    """End a process and all of its group; returns its exit code."""
-    if child.poll() is None:
-        _signal(child.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(TERMINATE_GRACE_SECONDS)
-    _signal(child.pid, signal.SIGKILL)
-    return child.wait()
 
 
 def last_lines(path: Path, count: int = 30) -> str:
@@ -111,6 +100,27 @@ def last_lines(path: Path, count: int = 30) -> str:
             return "\n".join(file.read().decode("utf-8", "replace").splitlines()[-count:])
     except OSError:
         return ""
+
+
+def _start(job: Path, output: IO[bytes], group: Cgroup | None, locks: tuple[int, ...], warm: Kind | None) -> Process:
+    """Fork the work, or start a new interpreter for it; why it is not forked is in its log."""
+    environment = _environment()
+    if warm is not None:
+        try:
+            return start(job, output, environment, warm, doors=group.doors if group else (), locks=locks)
+        except NotWarm as why:
+            output.write(f"mloc: a cold start: {why}\n".encode())
+            output.flush()
+    command = [sys.executable, "-u", "-m", "executors.host", str(job)]
+    return subprocess.Popen(
+        group.entering(command) if group else command,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**environment, PARENT: str(os.getpid())},
+        pass_fds=locks,
+    )
 
 
 class _Watch:
@@ -127,46 +137,10 @@ class _Watch:
         return self._silence.over(self._pulse.felt())
 
 
-class _Tail:
-    """Complete lines that were appended to a JSON-lines file since the last look."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = path.stat().st_size if path.exists() else 0
-
-    def read(self, report: Report) -> None:
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                block = file.read()
-        except OSError:
-            return
-        whole, newline, _ = block.rpartition(b"\n")
-        self._offset += len(whole) + len(newline)
-        for line in whole.splitlines():
-            value = _parsed(line)
-            if isinstance(value, dict):
-                report(value)
-
-
-def _parsed(line: bytes) -> Json:
-    try:
-        return json.loads(line)
-    except ValueError:
-        return None
-
-
-def _wait(child: subprocess.Popen[bytes]) -> None:
+def _wait(child: Process) -> None:
     try:
         child.wait(_POLL_SECONDS)
     except subprocess.TimeoutExpired:
-        return
-
-
-def _signal(group: int, number: signal.Signals) -> None:
-    try:
-        os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
         return
 
 

@@ -14,6 +14,7 @@ from mloc_dagster.placement.local import gate
 from mloc_dagster.placement.local.inputs import InputError
 from mloc_dagster.plan.compiler import destination_of
 from mloc_dagster.plan.steps import Plan
+from mloc_dagster.provenance import write_provenance
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.taskfile import Stage
 from mloc_dagster.store.home import Home
@@ -34,6 +35,7 @@ def publish(plan: Plan, stage: Stage, home: Home, task_id: str) -> tuple[dict[st
     envelope = read_envelope(folder / RESPONSES)
     with _with_artifacts(stage, home, folder, envelope) as whole:
         gate.require_passed(plan, stage, whole, envelope, home)
+        write_provenance(plan.task, stage, envelope, whole, home)
         metadata = deliver(whole, destination, home, plan.task.name)
     gate.note_publication(plan, stage, envelope, home, str(metadata.get("delivered_to")))
     return metadata, envelope

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dagster import DagsterRun, Enum, EnumValue, Field, Permissive
+from dagster import DagsterInstance, DagsterRun, Enum, EnumValue, Field, Permissive
 from dagster._config import IntSource
 from dagster._core.run_coordinator import DefaultRunCoordinator, QueuedRunCoordinator, SubmitRunContext
 from dagster._serdes import ConfigurableClassData
@@ -40,6 +40,8 @@ class QueueCoordinator(QueuedRunCoordinator):
         super().__init__(max_concurrent_runs=policy.most, inst_data=inst_data)
         self.policy, self.tick_seconds, self.lease_seconds = policy, tick_seconds, lease_seconds
         self._waits = without_daemon == "wait"
+        self.gate: Callable[[DagsterInstance, DagsterRun], None] = lambda instance, run: None
+        """Asked before a run is taken; what it raises is told to who submits, and the run fails with it."""
 
     @classmethod
     def config_type(cls) -> dict[str, Any]:
@@ -70,6 +72,7 @@ class QueueCoordinator(QueuedRunCoordinator):
 
     def submit_run(self, context: SubmitRunContext) -> DagsterRun:
         """Have a run wait, and wake the daemon; or start it, where there is none to wait for."""
+        self.gate(self._instance, context.dagster_run)
         self._forget_another(context.dagster_run)
         if not self._waits and not daemon_is_there(self._root):
             at_once = DefaultRunCoordinator()

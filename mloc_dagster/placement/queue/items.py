@@ -33,6 +33,13 @@ class Queued:
     priority: int = 0
     slo: float | None = None
     expected: float | None = None
+    task: str = ""
+    not_before: float = 0.0
+    """Seconds since the epoch: a further attempt waits until then."""
+    avoid: str = ""
+    """A worker that an attempt before was lost on; others come first."""
+    stages: tuple[Need, ...] = ()
+    """What each stage needs, in order, where that differs."""
     led_since: float | None = None
     """When it first was the next of its owner; its aging against other owners counts from there."""
 
@@ -56,12 +63,16 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """A run that can begin now, where, and on which devices (thousandths by index)."""
+    """A run that can begin now, where, and on which devices (thousandths by index).
+
+    `split`: that is for its first stage; each stage takes a worker of its own.
+    """
 
     item: Queued
     worker: str
     need: Need
     devices: Mapping[int, int]
+    split: bool = False
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,21 @@ from __future__ import annotations
 
 import heapq
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mloc_dagster.placement.queue.items import Decisions, Policy, Queued, Running, Start
 from mloc_dagster.placement.queue.usage import Total, Usage
 from mloc_dagster.placement.workers.need import Need
-from mloc_dagster.placement.workers.room import Room, Worker, settled, shortage
+from mloc_dagster.placement.workers.room import Room, Worker, preference, settled, settled_run, shortage
 
 _URGENT_FROM = 0.25
 """Part of an SLO that may pass before a run comes before others of its priority."""
 _URGENCY_STEPS = 20
+
+_Asked = tuple[Need, tuple[Need, ...]]
+"""What a run asks for as a whole, and stage by stage."""
 
 
 class Order:
@@ -66,6 +70,7 @@ class Order:
             reason = pass_.place(item)
             if reason:
                 waiting.append((item, reason))
+        waiting += [(item, _later(item)) for item in self._items.values() if item.not_before > now]
         return Decisions(pass_.starts, waiting)
 
     def _in_order(self, now: float, scores: dict[str, float], pass_: _Pass, total: Total) -> Iterator[Queued]:
@@ -91,7 +96,8 @@ class Order:
         """Each owner's runs, the next one last; notes since when it is that."""
         queues: dict[str, list[Queued]] = {}
         for item in self._items.values():
-            queues.setdefault(item.owner, []).append(item)
+            if item.not_before <= now:
+                queues.setdefault(item.owner, []).append(item)
         aging = self.policy.aging
 
         def key(item: Queued) -> tuple[int, int, float]:
@@ -140,37 +146,42 @@ class _Pass:
         self._rooms = {worker.name: Room.whole(worker) for worker in workers if worker.state == "ready"}
         self._holders: dict[str, list[Running]] = {name: [] for name in self._rooms}
         self._reserved: dict[str, _Reservation] = {}
-        self._settled: dict[Need, Need | None] = {}
-        self._refused: dict[Need, tuple[float, str]] = {}
+        self._settled: dict[_Asked, tuple[Need | None, bool]] = {}
+        self._refused: dict[_Asked, tuple[float, str]] = {}
         for run in running:
             self._hold(run)
 
     def place(self, item: Queued) -> str:
         """Start a run, or return why it waits."""
         length = math.inf if item.expected is None else item.expected
-        shortest, reason = self._refused.get(item.need, (math.inf, ""))
+        asked = (item.need, item.stages)
+        shortest, reason = self._refused.get(asked, (math.inf, ""))
         if reason and length >= shortest:  # what was refused to such a run stays refused: rooms only shrink
             return reason
         if self._most >= 0 and self._going >= self._most:
             return f"{self._going} runs are going on, the most that are allowed (max_concurrent_runs)"
-        need = self._need(item.need)
+        need, split = self._need(asked)
         if need is None:
-            return self._refuse(item.need, 0, f"needs {_asked(item.need)}, which no worker has")
-        for room in sorted(self._rooms.values(), key=lambda room: _preference(room, need)):
+            return self._refuse(asked, 0, f"needs {_asked(self._unmet(item))}, which no worker has")
+        for room in sorted(self._rooms.values(), key=lambda room: preference(room, need, item.avoid)):
             devices = self._fit(room, need, length)
             if devices is not None:
-                self._start(item, room.worker.name, need, devices)
+                self._start(item, room.worker.name, need, devices, split)
                 return ""
         anywhere = any(room.fit(need) is not None for room in self._rooms.values())
-        return self._refuse(item.need, length if anywhere else 0, self._wait(item, need))
+        return self._refuse(asked, length if anywhere else 0, self._wait(item, need))
 
-    def _need(self, need: Need) -> Need | None:
-        if need not in self._settled:
-            self._settled[need] = settled(need, self._workers)
-        return self._settled[need]
+    def _need(self, asked: _Asked) -> tuple[Need | None, bool]:
+        if asked not in self._settled:
+            self._settled[asked] = settled_run(*asked, self._workers)
+        return self._settled[asked]
 
-    def _refuse(self, need: Need, length: float, reason: str) -> str:
-        self._refused[need] = (length, reason)
+    def _unmet(self, item: Queued) -> Need:
+        """What of a run no worker has: a stage's need where one is to blame."""
+        return next((part for part in item.stages if settled(part, self._workers) is None), item.need)
+
+    def _refuse(self, asked: _Asked, length: float, reason: str) -> str:
+        self._refused[asked] = (length, reason)
         return reason
 
     def _fit(self, room: Room, need: Need, length: float) -> dict[int, int] | None:
@@ -179,12 +190,12 @@ class _Pass:
             return room.fit(need)
         return room.within(reservation.leaves).fit(need)
 
-    def _start(self, item: Queued, worker: str, need: Need, devices: dict[int, int]) -> None:
+    def _start(self, item: Queued, worker: str, need: Need, devices: dict[int, int], split: bool) -> None:
         reservation = self._reserved.get(worker)
         length = math.inf if item.expected is None else item.expected
         if reservation is not None and self._now + length > reservation.begins:
             reservation.leaves.take(need, devices)
-        self.starts.append(Start(item, worker, need, devices))
+        self.starts.append(Start(item, worker, need, devices, split))
         self._hold(Running(item.run_id, item.owner, worker, need, devices, self._now, item.expected))
         self._going += 1
 
@@ -221,9 +232,9 @@ class _Pass:
         return None
 
 
-def _preference(room: Room, need: Need) -> tuple[bool, int, int, str]:
-    """CPU work keeps off workers with GPUs; all work fills workers that are in use before empty ones."""
-    return (bool(room.worker.devices) and not need.gpus, sum(room.shares), room.cpu, room.worker.name)
+def _later(item: Queued) -> str:
+    at = time.strftime("%H:%M:%S UTC", time.gmtime(math.ceil(item.not_before)))
+    return f"its worker was lost; the next attempt begins at {at}"
 
 
 def _asked(need: Need) -> str:

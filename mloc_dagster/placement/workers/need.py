@@ -9,7 +9,10 @@ from mloc_dagster.spec import gpu as gpu_names
 from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.quantity import format_bytes
 from mloc_dagster.spec.stage import StageSpec
+from mloc_dagster.spec.task_types import known
 
+_TOO_MANY = 1 << 62
+"""What databases count with."""
 WHOLE = 1000
 """A whole device, or a whole core, in the thousandths that are counted."""
 
@@ -48,8 +51,14 @@ class Need:
 
     @classmethod
     def from_dict(cls, parts: dict[str, Json]) -> Need:
-        """Return the need of `as_dict`; raises TypeError or KeyError when the parts are not those."""
-        return cls(**{**parts, "gpus": tuple(GpuNeed(**gpu) for gpu in parts["gpus"])})
+        """Return the need of `as_dict`; raises TypeError, KeyError or ValueError when the parts are not those."""
+        need = cls(**{**parts, "gpus": tuple(GpuNeed(**gpu) for gpu in parts["gpus"])})
+        numbers = [need.cpu, need.memory, *(n for gpu in need.gpus for n in (gpu.count, gpu.memory, gpu.share))]
+        if not all(type(one) is int and 0 <= one < _TOO_MANY for one in numbers):
+            raise ValueError("a need is counted in whole numbers, none below 0")
+        if not all(type(gpu.type) is str for gpu in need.gpus) or type(need.optional) is not bool:
+            raise TypeError("a kind of GPU is a text, and optional true or false")
+        return need
 
     @property
     def on_cpu(self) -> Need:
@@ -61,16 +70,28 @@ def need_of(stages: list[tuple[StageSpec, bool]]) -> Need:
     """Return the largest need over stages, each given with whether its task type can use a GPU.
 
     A run is placed as a whole, so it holds at all times what its largest stages need: the most cores, the most memory,
-    and of each kind of GPU the most that one stage asks for.
+    and of each kind of GPU the most that one stage asks for. Cores and memory are those of each replica of a training,
+    GPUs those of all.
     """
-    hardware = [spec.resources.hardware for spec, _ in stages]
-    cpu = max((round(one.cpu * WHOLE) for one in hardware if one.cpu), default=WHOLE)
-    memory = max((one.memory for one in hardware if one.memory), default=0)
+    specs = [spec for spec, _ in stages]
+    cpu = max(map(_cores, specs), default=0) or WHOLE
+    memory = max(((spec.resources.hardware.memory or 0) * replicas_of(spec) for spec in specs), default=0)
     asked = [one for spec, _ in stages if (one := _asked(spec)) is not None]
     if asked:
         return Need(cpu, memory, _largest(asked))
     wanted = any(uses_gpu and _leaves_it_open(spec) for spec, uses_gpu in stages)
     return Need(cpu, memory, (GpuNeed(gpu_names.ANY, 1),) if wanted else (), optional=wanted)
+
+
+def replicas_of(spec: StageSpec) -> int:
+    """Return in how many groups of processes a stage trains; what trains nothing has one."""
+    return spec.resources.replicas if known()[spec.task_type].trains else 1
+
+
+def _cores(spec: StageSpec) -> int:
+    """Thousandths of cores; one for each replica where a stage asks for none."""
+    cpu, replicas = spec.resources.hardware.cpu, replicas_of(spec)
+    return (round(cpu * WHOLE) if cpu else WHOLE if replicas > 1 else 0) * replicas
 
 
 def _asked(spec: StageSpec) -> GpuNeed | None:

@@ -12,6 +12,8 @@ from mloc_dagster.placement.workers.need import WHOLE, GpuNeed, Need
 from mloc_dagster.spec.gpu import same_device
 
 State = Literal["ready", "cordoned", "draining", "gone"]
+VERBS: Mapping[str, State] = {"drain": "draining", "cordon": "cordoned", "uncordon": "ready"}
+"""What people do to workers, and the state that follows."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ def suits(gpu: GpuNeed, device: Device) -> bool:
 _same = cache(same_device)
 
 
+def preference(room: Room, need: Need, avoid: str = "") -> tuple[bool, bool, int, int, str]:
+    """CPU work keeps off workers with GPUs; all work fills workers in use before empty ones, and those but `avoid`."""
+    name = room.worker.name
+    return (name == avoid, bool(room.worker.devices) and not need.gpus, sum(room.shares), room.cpu, name)
+
+
 def settled(need: Need, workers: Sequence[Worker]) -> Need | None:
     """Return what a run is to hold given these workers, or None when no worker has such devices.
 
@@ -105,6 +113,25 @@ def settled(need: Need, workers: Sequence[Worker]) -> Need | None:
         return need
     largest = max(capable, key=lambda worker: (min(worker.cpu, need.cpu), min(worker.memory, need.memory)))
     return replace(need, cpu=min(need.cpu, largest.cpu), memory=min(need.memory, largest.memory))
+
+
+def settled_run(need: Need, stages: Sequence[Need], workers: Sequence[Worker]) -> tuple[Need | None, bool]:
+    """Return what a run is to begin with, and whether each of its stages then takes a worker of its own.
+
+    That is so when no one worker has what `need`, the largest of all `stages` together, asks for, but each stage finds
+    one that has its part in full. None: some stage finds no worker.
+    """
+    whole = settled(need, workers)
+    if whole is not None and not _is_cut(need, whole):
+        return whole, False
+    parts = [settled(part, workers) for part in stages]
+    if len(parts) < 2 or any(part is None or _is_cut(asked, part) for asked, part in zip(stages, parts, strict=True)):
+        return whole, False
+    return parts[0], True
+
+
+def _is_cut(need: Need, given: Need) -> bool:
+    return given.cpu < need.cpu or given.memory < need.memory
 
 
 def shortage(need: Need, rooms: Sequence[Room]) -> str:

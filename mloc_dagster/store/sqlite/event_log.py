@@ -13,18 +13,17 @@ from dagster._core.storage.event_log import SqliteEventLogStorage
 from sqlalchemy.engine import Connection
 from sqlalchemy.pool import NullPool
 
+from mloc_dagster.store.remembered import RememberedEvents
 from mloc_dagster.store.sqlite.engines import Engines
 from mloc_dagster.store.sqlite.template import create_from_template
 
 
-class PooledEventLogStorage(SqliteEventLogStorage):
+class PooledEventLogStorage(RememberedEvents, SqliteEventLogStorage):
     """Stock storage over connections that are kept; new databases come from a template."""
 
     def __init__(self, base_dir: str, engines: Engines) -> None:
         self._engines = engines
         self._prepared: set[str] = set()
-        self._tables: set[str] = set()
-        self._has_asset_columns = False
         super().__init__(base_dir)
 
     @contextmanager
@@ -41,19 +40,6 @@ class PooledEventLogStorage(SqliteEventLogStorage):
         super().store_event(event)
         with suppress(OSError):
             os.utime(self.path_for_shard(event.run_id))
-
-    def has_table(self, table_name: str) -> bool:
-        """Whether the index has this table, which once there stays there."""
-        if table_name not in self._tables:
-            with self.index_connection() as connection:
-                if not sqlalchemy.inspect(connection).has_table(table_name):
-                    return False
-            self._tables.add(table_name)
-        return True
-
-    def _has_asset_key_index_cols_on_connection(self, conn: Connection) -> bool:
-        self._has_asset_columns = self._has_asset_columns or super()._has_asset_key_index_cols_on_connection(conn)
-        return self._has_asset_columns
 
     def dispose(self) -> None:
         """Stop watching and close all connections."""

@@ -15,6 +15,7 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy.engine import Connection
 
+from mloc_dagster.store.remembered import RememberedRuns
 from mloc_dagster.store.sqlite.engines import Engines, Synchronous
 from mloc_dagster.store.sqlite.event_log import PooledEventLogStorage
 
@@ -67,14 +68,7 @@ class _Pooled:
         self._engines.close()
 
 
-class _RunStorage(_Pooled, SqliteRunStorage):
-    _has_times = False
-
-    def has_run_stats_index_cols(self) -> bool:
-        """Whether runs have the columns of times, which once there stay there."""
-        self._has_times = self._has_times or super().has_run_stats_index_cols()
-        return self._has_times
-
+class _RunStorage(_Pooled, RememberedRuns, SqliteRunStorage):
     @classmethod
     def of_folder(cls, folder: Path, synchronous: Synchronous) -> _RunStorage:
         SqliteRunStorage.from_local(str(folder))  # makes the tables, or brings the older ones up to date

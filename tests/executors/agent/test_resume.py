@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from executors.attempt import STOPPED
+from executors.stopping import STOPPED
 from tests.executors.agent.conftest import MakeJob, Serve, items_of, run
 from tests.executors.agent.scripted import Body, Message, Scripted, asked, call, last, say, turns
 from tests.executors.conftest import result_of, run_host, start_host

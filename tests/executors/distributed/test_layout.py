@@ -8,6 +8,7 @@ import pytest
 
 from executors.base import ExecutorError
 from executors.distributed.layout import Layout, layout_of
+from executors.distributed.nodes import Node
 from mloc_dagster.spec.stage import StageSpec
 
 FOUR = ("2", "3", "6", "7")
@@ -22,6 +23,19 @@ def test_a_cpu_has_one_process_unless_the_file_says_more() -> None:
     assert layout() == Layout()
     assert layout(nproc_per_node=2).processes == 2
     assert layout(replicas=3, nproc_per_node=2).processes == 6
+
+
+def test_a_node_has_one_replica_and_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLOC_NODES", "3")
+    monkeypatch.setenv("MLOC_FIRST_NODE", "mloc-x-0.mloc-y:20001")
+    monkeypatch.setenv("JOB_COMPLETION_INDEX", "2")
+    found = layout(("0", "1"), replicas=3)
+    assert found.node == Node(3, 2, "mloc-x-0.mloc-y", 20001) and not found.node.on_loopback
+    assert (found.processes, found.ranks, found.devices_of(0)) == (2, range(4, 6), ("0", "1"))
+    assert layout(replicas=3).needs_torchrun and layout(replicas=3).ranks == range(2, 3)
+    monkeypatch.setenv("MLOC_NODE_RANK", "3")
+    with pytest.raises(ValueError, match="does not say which node this is: MLOC_NODES='3', MLOC_NODE_RANK='3'"):
+        layout(replicas=3)
 
 
 def test_every_granted_device_gets_a_process() -> None:

@@ -103,7 +103,9 @@ def wait_for(file: Path, text: str) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("task_type", ["reward", "dpo", "grpo"])
+@pytest.mark.parametrize(
+    "task_type", [*(pytest.param(one, marks=pytest.mark.exhaustive) for one in ("reward", "dpo")), "grpo"]
+)
 def test_other_trainers_in_two_processes(job: MakeJob, task_type: str) -> None:
     pairs = [{"prompt": f"n{i}", "chosen": str(i * 7), "rejected": str(i * 3)} for i in range(1, 33)]
     data = {"prompts": [{"prompt": row["prompt"]} for row in pairs]} if task_type == "grpo" else {"preferences": pairs}

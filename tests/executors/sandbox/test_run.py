@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,3 +84,16 @@ def test_a_work_folder_that_opens_too_much_is_refused(
 def test_nothing_to_run_is_refused(contained: Contained) -> None:
     with pytest.raises(ExecutorError, match="no command to run"):
         contained("")
+
+
+def test_a_python_whose_folder_is_a_symbolic_link(contained: Contained, work: Path, tmp_path: Path) -> None:
+    (tmp_path / "python").symlink_to(sys.prefix)
+    script = f"""
+from pathlib import Path
+from executors.sandbox import Limits, run
+ended = run("import sys, numpy; print(sys.prefix)", work=Path({str(work)!r}), limits=Limits(seconds=30))
+print(ended.stdout, ended.stderr, ended.backend)
+"""
+    here = tmp_path / "python" / "bin" / "python"
+    done = subprocess.run([here, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(Path(sys.prefix).resolve()), contained([sys.executable, "-V"]).backend], done

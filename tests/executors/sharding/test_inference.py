@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from executors.base import ExecutorError, Result
+from executors.base import ExecutorError, Exhausted, Result
 from executors.host import execute
 from executors.serving.registry import engines_of, registry_of
 from tests.executors.conftest import ENVIRONMENT, ROOT, MakeJob, result_of, run_host, write_jsonl
@@ -114,7 +114,7 @@ def test_a_shard_that_keeps_failing_fails_the_stage_and_the_next_run_does_only_w
 ) -> None:
     prompts = ["a", "b", BROKEN, "d", "e", "f"]
     job = inference_job(tmp_path / "out", {"items": prompts}, 3)
-    with pytest.raises(ExecutorError, match=r"Shard 1 of 3 failed 3 times.*row 2 is broken") as error:
+    with pytest.raises(Exhausted, match=r"Shard 1 of 3 failed 3 times.*row 2 is broken") as error:
         execute(job)
     assert "run the task again" in error.value.hint
     assert sorted(notes()) == [0, 1, 2, 2, 2, 4, 5]

@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from executors.attempt import STOPPED
 from executors.host import execute
 from executors.job import Job
+from executors.stopping import STOPPED
 from tests.executors.conftest import ENVIRONMENT, ROOT
 from tests.executors.sharding.conftest import ASLEEP, inference_job
 

@@ -57,7 +57,7 @@ def checkpoints_from(folder: Path, step: int) -> list[Path]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task_type", ["sft", "lora_sft"])
+@pytest.mark.parametrize("task_type", ["lora_sft", pytest.param("sft", marks=pytest.mark.exhaustive)])
 def test_kill_nine_at_half_then_the_same_losses(job: MakeJob, task_type: str) -> None:
     whole = training_job(job, task_type, "whole")
     assert run_host(whole)[0] == 0

@@ -28,7 +28,8 @@ ROWS: dict[str, dict[str, Any]] = {
 }
 BUFFERED = {"steps_per_generation": 3, "num_iterations": 2, "num_generations": 4, "beta": 0.1}
 """Six updates from each batch of samples: a checkpoint after step 8 or 16 has some of them still to make."""
-CASES = [("reward", "full"), ("reward", "lora"), ("dpo", "full"), ("dpo", "lora"), ("grpo", "full"), ("grpo", "lora")]
+MORE = [("reward", "full"), ("dpo", "full"), ("dpo", "lora"), ("grpo", "lora")]
+CASES = [("reward", "lora"), ("grpo", "full"), *(pytest.param(*one, marks=pytest.mark.exhaustive) for one in MORE)]
 
 
 def training_job(job: MakeJob, task_type: str, method: str, name: str, **training: Any) -> Job:

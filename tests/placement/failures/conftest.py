@@ -15,7 +15,7 @@ _EXECUTOR = '''
 import os, signal, time
 from pathlib import Path
 from pydantic import BaseModel
-from executors.base import ExecutorError, Result
+from executors.base import ExecutorError, Exhausted, Result
 
 class Fail(BaseModel):
     how: str
@@ -45,6 +45,8 @@ class FailExecutor:
         os.kill(os.getpid(), signal.SIGKILL)
     def stopped(self):
         os.kill(os.getpid(), signal.SIGSTOP)
+    def exhausted(self):
+        raise Exhausted("shard 1 of 3 failed 4 times")
     def crash(self):
         raise RuntimeError("the library fell over")
     def slow(self):

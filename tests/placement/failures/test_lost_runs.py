@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from mloc_dagster.definitions.submit import create_run, store_spec, submit_file
 from mloc_dagster.placement.failures.cause import CAUSE
 from mloc_dagster.placement.failures.letters import dead_letters
 from mloc_dagster.placement.launcher.workers import WORKER, worker_tag
+from mloc_dagster.placement.queue.asked import NOT_BEFORE
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
@@ -87,6 +89,7 @@ def test_a_lost_run_has_one_next_attempt_whoever_notices(waiting: DagsterInstanc
     assert (run.tags["mloc/task_id"], run.tags[RETRY_NUMBER_TAG]) == (lost.run_id, "1")
     assert (run.tags["dagster/priority"], run.tags["colour"]) == ("3", "blue")
     assert not {CAUSE, WORKER} & run.tags.keys()
+    assert 0 < float(run.tags[NOT_BEFORE]) - time.time() <= 5, "the backoff of the file, which names none"
     assert dead_letters(waiting) == []
 
 

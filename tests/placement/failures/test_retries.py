@@ -66,6 +66,7 @@ def carry(instance: DagsterInstance, home: Home, tmp_path: Path, fail: None) -> 
         ("memory", "out_of_memory", 2, "gradient_checkpointing"),
         ("cuda", "out_of_memory", 2, "per_device_train_batch_size"),
         ("killed", "worker_lost", 3, "was killed by signal 9 (from outside)"),
+        ("exhausted", "internal", 1, "shard 1 of 3 failed 4 times"),
         ("crash", "internal", 3, "the library fell over"),
     ],
 )

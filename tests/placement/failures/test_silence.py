@@ -12,9 +12,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from executors.heartbeat import Pulse
 from mloc_dagster.placement.failures import silence
 from mloc_dagster.placement.failures.cause import Cause
-from mloc_dagster.placement.failures.silence import LOST_AFTER, Pulse, Silence, lost_after
+from mloc_dagster.placement.failures.silence import LOST_AFTER, Silence, lost_after
 from mloc_dagster.placement.local.work import RunInfo, StepFailed, run_step
 from tests.definitions.conftest import wait_for
 from tests.placement.conftest import info, own_home, plan_of, run_all

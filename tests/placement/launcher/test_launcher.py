@@ -21,6 +21,7 @@ from mloc_dagster.definitions.submit import create_run, store_spec, submit_file
 from mloc_dagster.placement.launcher import LocalRunLauncher, client, workers
 from mloc_dagster.placement.launcher.fingerprint import pool_name
 from mloc_dagster.plan import compile_plan
+from mloc_dagster.processes.sockets import short_name
 from mloc_dagster.spec import load_file
 from mloc_dagster.spec.base import Json
 from mloc_dagster.store.home import Home
@@ -154,7 +155,7 @@ def test_a_pool_that_refuses_or_hangs_up_is_no_fault_of_the_run(
     (home.root / "pool").mkdir()
     address = home.root / "pool" / f"{name}.sock"
     with socket.socket(socket.AF_UNIX) as refusing:
-        with client.short_name(address) as short:
+        with short_name(address) as short:
             refusing.bind(short)
         # nobody listens: as after a pool was killed; another one takes its place
         first = submit_echo(instance, home, tmp_path / "a.yaml")
@@ -162,7 +163,7 @@ def test_a_pool_that_refuses_or_hangs_up_is_no_fault_of_the_run(
     client.stop(home)
     wait_for(lambda: not address.exists(), "the pool to stop listening")
     with socket.socket(socket.AF_UNIX) as deaf:
-        with client.short_name(address) as short:
+        with short_name(address) as short:
             deaf.bind(short)
         deaf.listen()
         closer = subprocess.Popen([sys.executable, "-c", _HANG_UP, str(deaf.fileno())], pass_fds=(deaf.fileno(),))
@@ -194,7 +195,7 @@ def test_a_worker_that_was_killed_is_told_by_the_pool(
     os.kill(worker, signal.SIGKILL)
     assert status(instance, run_id) is DagsterRunStatus.FAILURE  # nobody but the pool looks after it here
     (failure,) = instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE)
-    assert f"the worker process {worker} is gone (killed, or out of memory): signal 9" in failure.message
+    assert f"the worker process {worker} is gone: signal 9 (killed, or out of memory)" in failure.message
     assert instance.run_launcher.check_run_worker_health(get(instance, run_id)).status is WorkerStatus.FAILED
     wait_for(lambda: gone(pids), "the work to end with its worker")
 

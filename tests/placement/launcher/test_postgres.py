@@ -18,7 +18,9 @@ from tests.definitions.conftest import status, write
 from tests.placement.launcher.conftest import pools
 from tests.placement.launcher.test_launcher import cold_starts
 
-pytest.importorskip("dagster_postgres", reason="dagster-postgres is not installed")
+PostgresEventLogStorage = pytest.importorskip(
+    "dagster_postgres", reason="dagster-postgres is not installed"
+).PostgresEventLogStorage
 pytestmark = [
     pytest.mark.postgres,
     pytest.mark.skipif(bool(postgres.missing()), reason=postgres.missing() or "there is PostgreSQL"),
@@ -35,16 +37,28 @@ spec:
 """
 
 
-@pytest.fixture
-def on_postgres(home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[DagsterInstance]:
+_STOCK = "storage:\n  postgres:\n    postgres_url: {env: DATABASE_URL_OF_TEST}\n"
+_KEPT = """\
+storage:
+  custom:
+    module: mloc_dagster.store.postgres
+    class: PostgresStorage
+    config:
+      postgres_url: {env: DATABASE_URL_OF_TEST}
+"""
+
+
+@pytest.fixture(params=[_STOCK, _KEPT], ids=["stock", "kept"])
+def on_postgres(
+    home: Home, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[DagsterInstance]:
     """An instance on a server of its own; its password comes from the environment, as a secret does."""
     monkeypatch.setenv("MLOC_STEPS_AT_ONCE", "2")
     with postgres.postgres_server() as server:
         monkeypatch.setenv("DATABASE_URL_OF_TEST", server.database("mloc"))
         home.dagster.mkdir(parents=True)
         before, _, after = DAGSTER_YAML.partition("storage:\n")
-        storage = "storage:\n  postgres:\n    postgres_url: {env: DATABASE_URL_OF_TEST}\n"
-        (home.dagster / "dagster.yaml").write_text(before + storage + after.partition("\n\n")[2])
+        (home.dagster / "dagster.yaml").write_text(before + request.param + after.partition("\n\n")[2])
         with open_instance(home) as found:
             hold_connections(found)
             yield found
@@ -55,7 +69,7 @@ def test_runs_are_forked_and_their_steps_too(on_postgres: DagsterInstance, home:
     runs = [submit_file(on_postgres, home, plan) for plan in plans]
     assert [status(on_postgres, run_id) for run_id in runs] == [DagsterRunStatus.SUCCESS] * 2
     assert not any(cold_starts(on_postgres, run_id) for run_id in runs) and len(pools(home)) == 1
-    assert type(on_postgres.event_log_storage).__name__ == "PostgresEventLogStorage"
+    assert isinstance(on_postgres.event_log_storage, PostgresEventLogStorage)
     assert not (home.dagster / "history").exists()
     url = on_postgres.run_storage.postgres_url  # pyright: ignore[reportAttributeAccessIssue]
     assert [path for path in home.root.rglob("*") if path.is_file() and url.encode() in path.read_bytes()] == []

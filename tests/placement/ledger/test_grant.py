@@ -9,7 +9,7 @@ import pytest
 from dagster import DagsterRun
 
 from mloc_dagster.placement.ledger import Ledger
-from mloc_dagster.placement.ledger.grant import Grant, LeaseLost, held
+from mloc_dagster.placement.ledger.grant import LEASE, Grant, LeaseLost, held
 from mloc_dagster.placement.workers.need import GpuNeed, Need
 from tests.placement.ledger.conftest import GPUS, WORKERS
 
@@ -67,3 +67,17 @@ def test_a_fork_waits_for_the_watch_and_its_child_can_go_on(ledger: Ledger) -> N
 def _until(condition) -> bool:
     waiting = threading.Event()
     return any(condition() or waiting.wait(0.05) for _ in range(200))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nonsense", "[" * 100_000, "[]", '{"run_id": "r"}',
+        '{"token": "1", "run_id": "r", "worker": "w", "devices": [], "seconds": 60}',
+        '{"token": 1, "run_id": "r", "worker": "w", "devices": [], "seconds": -1}',
+        '{"token": 1, "run_id": "r", "worker": "w", "devices": [], "seconds": 60, "shares": [1]}',
+        '{"token": 1, "run_id": "r", "worker": "w", "devices": [{"index": 0, "name": 7, "memory": 1}], "seconds": 60}',
+    ],
+)  # fmt: skip
+def test_a_tag_that_cannot_be_read_is_no_grant(text: str) -> None:
+    assert Grant.of_run(DagsterRun(job_name="j", run_id="r", tags={LEASE: text})) is None

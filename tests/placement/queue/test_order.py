@@ -238,3 +238,20 @@ def test_never_more_than_there_is_and_no_run_is_forgotten(given_items: list[tupl
             assert sum(run.need.cpu for run in held) <= worker.cpu
             assert sum(run.need.memory for run in held) <= worker.memory
     assert not pass_ or not found.starts, "what could begin began in an earlier pass"
+
+
+def test_a_further_attempt_waits_for_its_moment_and_says_so() -> None:
+    soon = item("soon", ago=500, priority=9, not_before=NOW + 40)
+    decisions = decide([soon, item("other")])
+    assert begun(decisions) == ["other"]
+    assert reasons(decisions) == {"soon": "its worker was lost; the next attempt begins at 13:47:20 UTC"}
+    due = item("due", not_before=NOW)
+    assert begun(decide([due, item("other", ago=5)])) == ["other", "due"]
+
+
+def test_a_further_attempt_begins_elsewhere_where_that_is_possible() -> None:
+    other = Worker("gpu-b", 64 * WHOLE, 256 * GIB, A100)
+    [start] = decide([item("again", avoid="gpu-a")], workers=(GPU, other)).starts
+    assert start.worker == "gpu-b"
+    [start] = decide([item("again", avoid="gpu-a")], workers=(GPU, CPU)).starts
+    assert start.worker == "gpu-a", "no other one has a GPU"

@@ -24,10 +24,10 @@ _CARDS = {
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("PATH", str(tmp_path))
-    for cached in (inventory.gpus, detect.amd_gpus):
+    for cached in (inventory._listed, detect.amd_gpus):
         cached.cache_clear()
     yield
-    for cached in (inventory.gpus, detect.amd_gpus):
+    for cached in (inventory._listed, detect.amd_gpus):
         cached.cache_clear()
 
 

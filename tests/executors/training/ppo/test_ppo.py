@@ -38,7 +38,7 @@ def lines(result: Result) -> list[dict[str, float]]:
 
 @pytest.mark.learning
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.exhaustive) for seed in (2, 3))])
 def test_learns_the_style_that_is_rewarded(job: MakeJob, ppo_job: PpoJob, two_styles: Path, seed: int) -> None:
     result = execute(ppo_job(seed=seed, **LEARN))
     final = Path(result.payload["final_model_path"])

@@ -1,0 +1,1 @@
+"""Alerts: what is told to whom when runs fail, wait, miss their service level, or workers fall silent."""

@@ -1,0 +1,1 @@
+"""What processes tell of themselves: logs as text or JSON, traces. Knows nothing of Dagster."""
