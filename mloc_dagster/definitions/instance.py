@@ -28,7 +28,7 @@ compute_logs:
   module: mloc_dagster.store.compute_logs
   class: ComputeLogs
 
-# Each run in a process of its own, forked from one that has all code loaded; `warm: false` starts Python anew.
+# Runs in processes forked from one that has all code loaded; `warm: false` starts Python anew for each.
 run_launcher:
   module: mloc_dagster.placement.launcher
   class: LocalRunLauncher

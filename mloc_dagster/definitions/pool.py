@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from mloc_dagster.definitions.lost import report_gone
 from mloc_dagster.definitions.replay import retry_lost
 from mloc_dagster.definitions.submit import create_run, store_spec
 from mloc_dagster.files.atomic import half_folder, sweep
+from mloc_dagster.placement.launcher.child import is_alone
+from mloc_dagster.placement.launcher.children import Done
 from mloc_dagster.placement.launcher.pool import Work, serve
+from mloc_dagster.placement.launcher.workers import told_to_end
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
@@ -68,10 +71,15 @@ def _serve(address: str, pipe: str, empty: Path) -> int:
         importlib.import_module(name)
     known()
 
-    def run(run_id: str, ready: Callable[[], None]) -> int:
+    def run(run_id: str, ready: Callable[[], None]) -> Done:
         worker.configure_logs()
-        with _own(instance) as own:
-            return worker.execute(own, run_id, ready)
+        with ExitStack() as stack:
+            ended = worker.execute(stack.enter_context(_own(instance)), run_id, ready)
+            again = instance is not None and ended.code == 0 and ended.light and not told_to_end(run_id)
+            if again:
+                stack.pop_all()  # the instance stays open
+                _close_connections()
+        return Done(ended.code, again and is_alone())
 
     def bury(run_id: str, pid: int, reason: str) -> None:
         with _own(instance) as own:
@@ -94,8 +102,7 @@ def _instance(home: Home) -> DagsterInstance | None:
     before = _handles()
     instance = open_instance(home)
     _touch(instance)
-    engines.close_all()
-    connections.close_all()
+    _close_connections()
     if _handles() <= before:
         return instance
     instance.dispose()
@@ -129,6 +136,11 @@ def _rehearse(home: Home, empty: Path) -> None:
                 shutil.copytree(folder, empty, dirs_exist_ok=True)
             run = create_run(instance, plan, store_spec(own, plan.task), fresh=False, tags=None)
             worker.execute(instance, run.run_id)
+    _close_connections()
+
+
+def _close_connections() -> None:
+    """Close the databases, so that what is stored is on the disk; they open again when used."""
     engines.close_all()
     connections.close_all()
 

@@ -9,12 +9,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from dagster._core.definitions.job_base import InMemoryJob
 from dagster._core.execution.api import execute_run_iterator
 from dagster._utils.interrupts import capture_interrupts, setup_interrupt_handlers
 
+from executors.registry import BUILT_IN, find
 from mloc_dagster.definitions.execution import note_cause, task_id_of
 from mloc_dagster.definitions.lost import report_lost
 from mloc_dagster.definitions.replay import retry_lost
@@ -25,6 +27,8 @@ from mloc_dagster.placement.launcher.workers import WORKER, only_holder, worker_
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.ledger.grant import Grant, LeaseLost, held
 from mloc_dagster.placement.queue.signals import knock
+from mloc_dagster.plan import Plan
+from mloc_dagster.spec.stage import StageSpec
 from mloc_dagster.store.home import Home
 from mloc_dagster.telemetry import logs
 from mloc_dagster.usage.held import note_held
@@ -32,11 +36,20 @@ from mloc_dagster.usage.held import note_held
 _log = logging.getLogger("mloc")
 
 
+class Ended(NamedTuple):
+    """How a run ended in this process."""
+
+    code: int
+    """0 when it succeeded."""
+    light: bool = False
+    """Whether all of it was light work of our own executors: no code of others, and no heavy library."""
+
+
 def main(run_id: str) -> int:
     """Execute a run that is waiting in the instance that DAGSTER_HOME names; returns 0 when it succeeded."""
     configure_logs()
     with DagsterInstance.get() as instance:
-        return execute(instance, run_id)
+        return execute(instance, run_id).code
 
 
 def configure_logs() -> None:
@@ -48,8 +61,8 @@ def configure_logs() -> None:
         print(error, file=sys.stderr)
 
 
-def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = lambda: None) -> int:
-    """Execute a waiting run in this process; returns 0 when it succeeded.
+def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = lambda: None) -> Ended:
+    """Execute a waiting run in this process; the code is 0 when it succeeded.
 
     Calls `ready` when it is known that this process executes the run, or that nothing is to be done.
     """
@@ -58,18 +71,18 @@ def execute(instance: DagsterInstance, run_id: str, ready: Callable[[], None] = 
         run = instance.get_run_by_id(run_id)
         if run is None:
             print(f"there is no run {run_id} in {instance.root_directory}", file=sys.stderr)
-            return 2
+            return Ended(2)
         if not alone or run.is_finished:
             ready()
             print(f"run {run_id} is {run.status.value} already; nothing to do", file=sys.stderr)
-            return 0
+            return Ended(0)
         run = _noted(instance, run)
         ready()
         with logs.about(run_id=run_id, task_id=task_id_of(instance, run)), traced(instance, run):
             _log.info("begins %s", run.job_name)
-            code = _execute(instance, run)
-            _log.info("ended %s with %d", run.job_name, code)
-            return code
+            ended = _execute(instance, run)
+            _log.info("ended %s with %d", run.job_name, ended.code)
+            return ended
 
 
 def _noted(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
@@ -81,18 +94,18 @@ def _noted(instance: DagsterInstance, run: DagsterRun) -> DagsterRun:
     return run.with_tags({**run.tags, WORKER: tag})
 
 
-def _execute(instance: DagsterInstance, run: DagsterRun) -> int:
+def _execute(instance: DagsterInstance, run: DagsterRun) -> Ended:
     with ExitStack() as stack:
         try:
             stack.enter_context(_lease(instance, run))
         except LeaseLost as error:
             report_lost(instance, run.run_id, str(error))
             retry_lost(instance, run.run_id)
-            return 1
-        code = _execute_events(instance, run)
-    if code:
+            return Ended(1)
+        ended = _execute_events(instance, run)
+    if ended.code:
         retry_lost(instance, run.run_id)  # when its lease was lost
-    return code
+    return ended
 
 
 @contextmanager
@@ -116,21 +129,30 @@ def _lease(instance: DagsterInstance, run: DagsterRun) -> Iterator[None]:
     knock(Path(instance.root_directory))
 
 
-def _execute_events(instance: DagsterInstance, run: DagsterRun) -> int:
+def _execute_events(instance: DagsterInstance, run: DagsterRun) -> Ended:
+    files = TaskFiles.of_environment()
     try:
-        job = TaskFiles.of_environment().get_job(run.job_name)
+        job = files.get_job(run.job_name)
         events = execute_run_iterator(InMemoryJob(job), run, instance)
     except Exception as error:  # a fault of the task file or of an executor package; the run must say so
         note_cause(instance, run.run_id, Cause.USER)
         instance.report_run_failed(run, message=f"the job could not be made: {error}")
-        return 1
+        return Ended(1)
     for event in events:
         if event.is_failure:
             print(event.message, file=sys.stderr)
     ended = instance.get_run_by_id(run.run_id)
     if ended and ended.status is DagsterRunStatus.FAILURE:
         note_cause(instance, run.run_id, Cause.INTERNAL)  # unless a step has told its own
-    return 0 if ended and ended.is_success else 1
+    return Ended(0, _is_light(files.plan(run.job_name))) if ended and ended.is_success else Ended(1)
+
+
+def _is_light(plan: Plan) -> bool:
+    return all(step.kind == "stage" and step.stage and _runs_inline(step.stage.spec) for step in plan.steps)
+
+
+def _runs_inline(spec: StageSpec) -> bool:
+    return spec.task_type in BUILT_IN and find(spec.task_type).inline and not spec.timeout_seconds
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from dagster._core.instance.ref import InstanceRef
 from dagster._core.test_utils import create_run_for_test
 
 from tests.cli.conftest import NAP, Mloc, processes_of, write
-from tests.definitions.conftest import wait_for
+from tests.waiting import wait_for
 
 FAILS = """\
 apiVersion: mloc/v1

@@ -16,8 +16,8 @@ import psutil
 import requests
 
 from tests.cli.conftest import ROOT, Mloc, processes_of, write
-from tests.definitions.conftest import wait_for
 from tests.delivery.test_http import unused_port
+from tests.waiting import wait_for
 
 
 def answers(port: int) -> bool:

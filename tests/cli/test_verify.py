@@ -10,8 +10,8 @@ import pytest
 
 from tests.cli.conftest import Mloc
 from tests.cli.test_service import answers
-from tests.definitions.conftest import wait_for
 from tests.delivery.test_http import unused_port
+from tests.waiting import wait_for
 
 WATCH = """\
 apiVersion: mloc/v1

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from dagster import DagsterInstance, DagsterRun, DagsterRunStatus
 from mloc_dagster.definitions.instance import open_instance
 from mloc_dagster.spec import task_types
 from mloc_dagster.store.home import Home
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).absolute().parents[2]
 ECHO = """\
@@ -118,14 +118,6 @@ def write(path: Path, text: str = ECHO, **values: object) -> Path:
     return path
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until a condition holds; fails the test with `what` when it does not."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.05)
-
-
 def get(instance: DagsterInstance, run_id: str) -> DagsterRun:
     """Return a run that is there."""
     run = instance.get_run_by_id(run_id)
@@ -140,5 +132,5 @@ def ended(instance: DagsterInstance, run_id: str) -> bool:
 
 def status(instance: DagsterInstance, run_id: str) -> DagsterRunStatus:
     """Wait for a run's end and return how it ended."""
-    wait_for(lambda: ended(instance, run_id), f"run {run_id} to end")
+    wait_for(lambda: ended(instance, run_id), f"run {run_id} to end", 120)
     return get(instance, run_id).status

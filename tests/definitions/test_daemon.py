@@ -22,7 +22,8 @@ from mloc_dagster.placement.queue.signals import daemon_is_there
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, status, wait_for, write
+from tests.definitions.conftest import get, status, write
+from tests.waiting import wait_for
 
 WORKERS = """\
 workers:

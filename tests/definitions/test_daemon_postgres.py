@@ -12,8 +12,9 @@ from dagster import DagsterInstance, DagsterRunStatus
 from mloc_dagster.definitions.instance import open_instance
 from mloc_dagster.store.home import Home
 from tests import postgres
-from tests.definitions.conftest import get, status, wait_for
+from tests.definitions.conftest import get, status
 from tests.definitions.test_daemon import Submit, begun, daemon, queued_home, submit, waiting
+from tests.waiting import wait_for
 
 __all__ = ["queued_home", "submit"]
 

@@ -61,7 +61,7 @@ def test_a_run_whose_launcher_was_killed_ends_at_once(instance: DagsterInstance,
     assert end_if_lost(instance, get(instance, run_id))
     [failure] = instance.all_logs(run_id, of_type=DagsterEventType.RUN_FAILURE)
     assert "the process that was starting its worker was killed" in failure.message
-    assert worker.execute(instance, run_id) == 0 and ends(instance, run_id) == [DagsterEventType.RUN_FAILURE]
+    assert worker.execute(instance, run_id).code == 0 and ends(instance, run_id) == [DagsterEventType.RUN_FAILURE]
 
 
 def test_a_run_that_a_worker_holds_is_not_lost(instance: DagsterInstance, home: Home) -> None:
@@ -118,7 +118,7 @@ def test_a_worker_does_not_begin_while_its_run_is_being_ended(instance: DagsterI
     run_id = starting(instance, home)
     with only_holder(home, run_id) as alone:
         assert alone
-        assert worker.execute(instance, run_id) == 0
+        assert worker.execute(instance, run_id).code == 0
     assert get(instance, run_id).status is DagsterRunStatus.STARTING
 
 

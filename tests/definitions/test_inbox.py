@@ -15,7 +15,8 @@ from mloc_dagster.definitions import inbox
 from mloc_dagster.definitions.inbox import inbox_sensor, take
 from mloc_dagster.definitions.launcher import WORKER, LocalRunLauncher
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import status, wait_for, write
+from tests.definitions.conftest import status, write
+from tests.waiting import wait_for
 
 
 class Killed(BaseException):

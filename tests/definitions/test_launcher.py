@@ -17,7 +17,8 @@ from mloc_dagster.definitions.submit import create_run, submit, submit_file
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import NAP, get, status, wait_for, write
+from tests.definitions.conftest import NAP, get, status, write
+from tests.waiting import wait_for
 
 
 def napping(home: Home) -> list[int]:

@@ -30,8 +30,9 @@ from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.spec.schedule import Triggers
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import status, wait_for, write
+from tests.definitions.conftest import status, write
 from tests.definitions.test_daemon import daemon
+from tests.waiting import wait_for
 
 ECHO = """\
 apiVersion: mloc/v1

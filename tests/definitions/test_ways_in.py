@@ -23,7 +23,8 @@ from mloc_dagster.definitions.submit import create_run
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import ROOT, get, status, wait_for, write
+from tests.definitions.conftest import ROOT, get, status, write
+from tests.waiting import wait_for
 
 Query = Callable[..., dict[str, Any]]
 _LAUNCH = """mutation($job: String!) { launchRun(executionParams: {

@@ -19,10 +19,11 @@ from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
 from tests.cli.conftest import processes_of
-from tests.definitions.conftest import get, home, installed, nap, status, wait_for, write
+from tests.definitions.conftest import get, home, installed, nap, status, write
 from tests.definitions.test_daemon import NAP, daemon, queued_home
 from tests.docker_engine import ROOT
 from tests.postgres import missing, postgres_server
+from tests.waiting import wait_for
 
 __all__ = ["home", "installed", "nap", "queued_home"]
 BACKUP, RESTORE = ROOT / "deploy" / "backup.sh", ROOT / "deploy" / "restore.sh"

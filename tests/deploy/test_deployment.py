@@ -19,8 +19,8 @@ import requests
 from mloc_dagster.service.tokens import Tokens
 from mloc_dagster.store.home import Home
 from tests.cli.conftest import processes_of
-from tests.definitions.conftest import wait_for
 from tests.deploy.test_helm import pod, rendered, settings
+from tests.waiting import wait_for
 
 TASK = "apiVersion: mloc/v1\nmetadata: {name: one, owner: ann}\nspec: {taskType: echo, echo: {text: hello}}\n"
 

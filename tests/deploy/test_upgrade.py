@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from tests.cli.conftest import processes_of
-from tests.definitions.conftest import wait_for
 from tests.docker_engine import ROOT
+from tests.waiting import wait_for
 
 EARLIER = "a714a61758a7d9e2865b55a30396712727570dc8"
 """Before there were usage, Docker and Kubernetes workers; where there is a tag, the last one is taken."""

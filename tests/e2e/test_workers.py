@@ -17,12 +17,12 @@ import yaml
 from mloc_dagster.definitions.instance import DAGSTER_YAML
 from tests import postgres
 from tests.cli.conftest import Mloc, mloc
-from tests.definitions.conftest import wait_for
 from tests.delivery.test_http import unused_port
 from tests.docker_engine import IMAGE, Engine, engine, mounts
 from tests.kubernetes_api import IMAGE as POD_IMAGE
 from tests.kubernetes_api import Cluster, kubernetes
 from tests.tiny_model import make_tiny_llama
+from tests.waiting import wait_for
 
 __all__ = ["mloc"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]

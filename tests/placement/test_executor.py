@@ -20,8 +20,9 @@ from mloc_dagster.placement.failures.cause import CAUSE
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file, load_text
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, home, instance, nap, status, wait_for, workspace, write
+from tests.definitions.conftest import get, home, instance, nap, status, workspace, write
 from tests.definitions.test_launcher import gone, worker_pid
+from tests.waiting import wait_for
 
 __all__ = ["home", "instance", "nap", "workspace"]
 
@@ -133,7 +134,7 @@ def test_steps_that_take_a_gpu_go_one_by_one(
     child = os.fork()  # as a pool does, so that the signal handlers of this process stay
     if child == 0:
         try:
-            os._exit(worker.execute(instance, run.run_id))
+            os._exit(worker.execute(instance, run.run_id).code)
         finally:
             os._exit(70)
     assert os.waitpid(child, 0)[1] == 0

@@ -18,7 +18,7 @@ from executors.group import end_group
 from executors.progress import ProgressTail
 from mloc_dagster.placement.local.process import Ended, last_lines, run_job
 from mloc_dagster.spec.base import Json
-from tests.definitions.conftest import wait_for
+from tests.waiting import wait_for
 
 STUBBORN = """
 import signal, subprocess, sys, time

@@ -19,8 +19,9 @@ from mloc_dagster.placement.local import process, warm
 from mloc_dagster.placement.local.process import Ended, run_job
 from mloc_dagster.processes.sockets import listen
 from mloc_dagster.spec.base import Json
-from tests.definitions.conftest import installed, wait_for
+from tests.definitions.conftest import installed
 from tests.executors.conftest import make_random_llama
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

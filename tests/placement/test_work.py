@@ -20,8 +20,8 @@ from mloc_dagster.placement.local.work import RunInfo, StepCancelled, StepFailed
 from mloc_dagster.plan import Plan
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import Envelope, find_result, read_envelope
-from tests.definitions.conftest import wait_for
 from tests.placement.conftest import next_run, plan_of, run_all
+from tests.waiting import wait_for
 
 TWO = (
     "  stages:\n    - {name: a, taskType: echo, echo: %s}\n    - {name: b, taskType: echo, echo: '${a.result.echo}'}\n"

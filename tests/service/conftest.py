@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import requests
 from mloc_dagster.definitions.instance import DAGSTER_YAML
 from mloc_dagster.service.tokens import Tokens
 from mloc_dagster.store.home import Home
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).absolute().parents[2]
 ECHO = (
@@ -106,14 +107,6 @@ def environment(home: Home) -> dict[str, str]:
     """What processes of the service see."""
     named = {"MLOC_HOME": str(home.root), "DAGSTER_HOME": str(home.dagster), "PYTHONPATH": str(ROOT)}
     return {**os.environ, **named, "OMP_NUM_THREADS": "1", "MLOC_TASK_SPECS": str(home.root / "none")}
-
-
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
-    """Wait until a condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:g} s in vain for {what}"
-        time.sleep(0.1)
 
 
 def _address(process: subprocess.Popen[bytes], log: Path) -> str:

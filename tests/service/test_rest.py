@@ -20,7 +20,8 @@ from mloc_dagster.definitions.logs import TaskLog
 from mloc_dagster.service import streams
 from mloc_dagster.service.backend import Backend
 from mloc_dagster.service.streams import Streams
-from tests.service.conftest import ECHO, Service, wait_for
+from tests.service.conftest import ECHO, Service
+from tests.waiting import wait_for
 
 BROKEN = (
     "apiVersion: mloc/v1\nmetadata: {name: broken, owner: eve}\n"

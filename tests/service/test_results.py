@@ -20,7 +20,8 @@ from starlette.requests import Request
 
 from mloc_dagster.service import uploads
 from mloc_dagster.service.problems import Problem
-from tests.service.conftest import Service, wait_for
+from tests.service.conftest import Service
+from tests.waiting import wait_for
 
 BLOCK = os.urandom(1 << 20)
 

@@ -14,7 +14,8 @@ from mloc_dagster.service.bodies import MAX_BULK_BYTES
 from mloc_dagster.service.intake import LANES
 from mloc_dagster.spec import SpecError, load_text
 from mloc_dagster.spec.tree import MAX_BYTES
-from tests.service.conftest import ECHO, Service, wait_for
+from tests.service.conftest import ECHO, Service
+from tests.waiting import wait_for
 
 YAML = {"Content-Type": "text/yaml"}
 TASK = {

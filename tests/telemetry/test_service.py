@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import requests
 
-from tests.service.conftest import wait_for
 from tests.telemetry.collector import collecting
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.slow
 PARENT = f"00-{'ab' * 16}-{'cd' * 8}-01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 from contextlib import suppress
 
@@ -14,7 +15,8 @@ from mloc_dagster.store.home import Home
 
 def become_worker(request: Request, home: Home) -> None:
     """Lead a session, write to the run's own log, and take the submitter's environment, folder and umask."""
-    os.setsid()
+    if os.getsid(0) != os.getpid():
+        os.setsid()
     os.umask(request.umask)
     _write_to_log(home, request.run_id)
     os.environ.clear()
@@ -24,6 +26,15 @@ def become_worker(request: Request, home: Home) -> None:
         os.chdir(request.folder)
     sys.path[0] = os.getcwd()  # as `python -m` has it
     random.seed()
+
+
+def is_alone() -> bool:
+    """Whether this process has no thread but the caller's, and no child."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return threading.active_count() == 1
+    return False
 
 
 def _write_to_log(home: Home, run_id: str) -> None:

@@ -30,6 +30,8 @@ from mloc_dagster.placement.launcher.workers import (
     launcher_tag,
     only_holder,
     see_to_the_end,
+    still_has,
+    tell_to_end,
     worker_of,
     worker_tag,
 )
@@ -130,7 +132,7 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         deadline = time.monotonic() + _FINDING_SECONDS
         while run := self._instance.get_run_by_id(run_id):
             worker = worker_of(run)
-            if worker is not None:
+            if worker is not None and tell_to_end(Home.current(), run_id, worker):
                 return worker
             if is_elsewhere(run):
                 self._instance.add_run_tags(run_id, {CANCEL: "asked"})
@@ -144,12 +146,13 @@ class LocalRunLauncher(RunLauncher, ConfigurableClass):
         return None
 
     def join(self, timeout: int = 30) -> None:
-        """Wait until the workers of all runs that were launched here are gone, at most `timeout` seconds."""
+        """Wait until all runs that were launched here have lost their workers, at most `timeout` seconds."""
         deadline = time.monotonic() + timeout
         for run_id in self._launched:
             while time.monotonic() < deadline:
                 run = self._instance.get_run_by_id(run_id)
-                if run is None or worker_of(run) is None:
+                worker = worker_of(run) if run else None
+                if worker is None or not still_has(Home.current(), run_id, worker):
                     break
                 time.sleep(0.05)
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from mloc_dagster.placement.launcher import fingerprint
 from mloc_dagster.placement.launcher.child import become_worker
+from mloc_dagster.placement.launcher.children import Children, Done
 from mloc_dagster.placement.launcher.protocol import Answer, Request, receive_request, send
-from mloc_dagster.placement.launcher.spares import Spares
 from mloc_dagster.processes.forking import Signals, check_no_threads, ended_children, fork
 from mloc_dagster.processes.loaded import Loaded
 from mloc_dagster.processes.sockets import is_same_user, is_there, listen
@@ -42,13 +42,14 @@ _EXPECTED = (0, 1)
 class Work:
     """What the pool's children do, and where they are at home.
 
-    `run(run_id, ready)` carries a run out, calls `ready` when the run is its own, and returns an exit code;
+    `run(run_id, ready)` carries a run out, calls `ready` when the run is its own, and returns an exit code, and whether
+    another run may follow in the same child: it has left nothing there, and nobody may still want the child's end;
     `bury(run_id, pid, reason)` reports a run whose worker died without a word. `rehearse()` does in the pool itself
     what a run does, so that its children find all of it loaded; it leaves no thread and no connection behind.
     `warm_up()` does what it can of that in a child that waits for a run. `settings` is the instance's `dagster.yaml`.
     """
 
-    run: Callable[[str, Callable[[], None]], int]
+    run: Callable[[str, Callable[[], None]], Done]
     bury: Callable[[str, int, str], None]
     rehearse: Callable[[], None]
     warm_up: Callable[[], None]
@@ -88,7 +89,7 @@ class _Pool:
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._signals = Signals(self._selector)
-        self._spares = Spares(self._selector)
+        self._children = Children(self._selector)
         self._no_spares_until = 0.0
 
     def loop(self) -> None:
@@ -100,7 +101,8 @@ class _Pool:
             if self._signals.asked_to_end:
                 self._close()
                 ready = []
-            self._spares.hear(ready)
+            for pid in self._children.hear(ready):
+                self._runs.pop(pid, None)
             self._reap()
             if self._open and self._listener in ready:
                 self._serve_one()
@@ -111,15 +113,19 @@ class _Pool:
     def _timeout(self) -> float:
         if not self._rehearsed:
             return _QUIET
-        return _LULL / 4 if self._open and self._spares.wanted else _TICK_SECONDS
+        return _LULL / 4 if self._open and (self._children.wanted or self._children.used) else _TICK_SECONDS
 
     def _get_ahead(self) -> None:
         """Use a moment in which nobody asks for anything."""
         if not self._rehearsed:
             self._rehearse()
-        elif self._spares.wanted and time.monotonic() > max(self._asked + _LULL, self._no_spares_until):
+        elif time.monotonic() <= self._asked + _LULL:
+            return
+        elif self._children.used:
+            self._children.drop_used()
+        elif self._children.wanted and time.monotonic() > self._no_spares_until:
             try:
-                self._spares.add(self._fork, self._work.warm_up, self._run)
+                self._children.add(self._fork, self._work.warm_up, self._run)
             except OSError as error:  # no memory, or too many processes: runs need them more
                 print(f"no child is forked ahead just now: {error}", file=sys.stderr, flush=True)
                 self._no_spares_until = time.monotonic() + _NO_SPARES_SECONDS
@@ -168,7 +174,7 @@ class _Pool:
         self._open = False
         self._selector.unregister(self._listener)
         self._listener.close()
-        self._spares.drop_all()
+        self._children.drop_all()
         if is_there(self._address, self._inode):
             self._address.unlink(missing_ok=True)
 
@@ -190,14 +196,10 @@ class _Pool:
         if self._is_stale(self._loaded.changed() or self._changed_variable(request)):
             send(connection, Answer(state="stale"))
             return
-        pid, started = self._spares.hand_over(connection, request) or self._forked(connection, request)
+        found = self._children.hand_over(connection, request)
+        pid, started = found or self._children.start(self._fork, connection, request, self._run)
         self._runs[pid] = _Run(request, started)
         self._idle_since = self._asked = time.monotonic()
-
-    def _forked(self, connection: socket.socket, request: Request) -> tuple[int, mmap.mmap]:
-        """Fork a child for a request; returns its pid, and the byte where it says that the run is its own."""
-        started = mmap.mmap(-1, 1)
-        return self._fork(lambda: self._run(connection, request, started)), started
 
     def _fork(self, work: Callable[[], int]) -> int:
         return fork(work, self._forget)
@@ -205,12 +207,12 @@ class _Pool:
     def _forget(self) -> None:
         """In a child: close what is the pool's."""
         self._signals.forget()
-        self._spares.forget()
-        self._runs.clear()  # the environments of others, with what is secret in them
+        self._children.forget()
+        self._runs.clear()
         for thing in (self._listener, self._selector):
             thing.close()
 
-    def _run(self, connection: socket.socket, request: Request, started: mmap.mmap) -> int:
+    def _run(self, connection: socket.socket, request: Request, started: mmap.mmap) -> Done:
         become_worker(request, self._work.home)
 
         def ready() -> None:
@@ -235,9 +237,7 @@ class _Pool:
         """
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
-        lost = run.started[0] and code not in _EXPECTED
-        run.started.close()
-        if not lost:
+        if not run.started[0] or code in _EXPECTED:
             return
         log = self._work.home.logs / f"{run.request.run_id}.log"
         reason = f"signal {-code} (killed, or out of memory)" if code < 0 else f"exit code {code}; see {log}"

@@ -23,6 +23,8 @@ LAUNCHER = "mloc/launcher"
 """Run tag `<pid>:<identity>:<run id>` of the process that last set out to start the run's worker."""
 _held: dict[str, int] = {}
 """File descriptors of the locks of the runs that this process holds."""
+_told_to_end: set[str] = set()
+"""Runs that this process has let go of, and whose end somebody had asked for by then."""
 
 
 class _Identity(NamedTuple):
@@ -93,7 +95,7 @@ def only_holder(home: Home, run_id: str, patience: float = 0.0) -> Iterator[bool
             yield True
         finally:
             del _held[run_id]
-            path.unlink(missing_ok=True)
+            _let_go(path, file, run_id)
 
 
 def lock_of(run_id: str) -> int | None:
@@ -102,6 +104,52 @@ def lock_of(run_id: str) -> int | None:
     Whoever inherits it holds the run, too.
     """
     return _held.get(run_id)
+
+
+def told_to_end(run_id: str) -> bool:
+    """Whether someone meant this process when it still held a run that it has let go of since: it may yet be killed."""
+    return run_id in _told_to_end
+
+
+def still_has(home: Home, run_id: str, worker: psutil.Process) -> bool:
+    """Whether a run's worker still has it: a child of the pool may have gone on to another one."""
+    return _has(home.logs / f"{run_id}.lock", run_id, worker)
+
+
+def tell_to_end(home: Home, run_id: str, worker: psutil.Process) -> bool:
+    """Tell a worker that its run is to end, so that it goes on to no other; False when it has let go of it already.
+
+    The mark in the lock file comes before the look at who holds it, and the worker looks for the mark after it has let
+    go: one of the two sees the other.
+    """
+    path = home.logs / f"{run_id}.lock"
+    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
+        file.seek(0, os.SEEK_END)
+        file.write(b"end\n")
+    return _has(path, run_id, worker)
+
+
+def _has(lock: Path, run_id: str, worker: psutil.Process) -> bool:
+    with suppress(OSError, psutil.Error):
+        if _holds(worker.pid, lock.stat().st_ino):
+            return True
+    with suppress(psutil.Error):
+        return run_id in worker.cmdline()  # it was started for this run, and may not have come to hold it
+    return False
+
+
+def _let_go(path: Path, file: IO[str], run_id: str) -> None:
+    """Remove the lock's file, let go of the lock, and only then look whether the run was to end (`tell_to_end`)."""
+    try:
+        seen = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:  # the home is gone
+        _told_to_end.add(run_id)
+        return
+    path.unlink(missing_ok=True)
+    file.close()
+    if os.fstat(seen).st_size:
+        _told_to_end.add(run_id)
+    os.close(seen)
 
 
 def _opened(path: Path, deadline: float) -> tuple[IO[str], bool]:
@@ -158,7 +206,7 @@ def see_to_the_end(instance: DagsterInstance, run_id: str, worker: psutil.Proces
 
 def end_now(home: Home, run_id: str, worker: psutil.Process | None) -> None:
     """Kill a worker, all that it started (what is stopped cannot end softly), and what of the run outlived it."""
-    family = {worker, *_descendants(worker)} if worker else set()
+    family = {worker, *_descendants(worker)} if worker and tell_to_end(home, run_id, worker) else set()
     _kill(family | set(_holders(home.logs / f"{run_id}.lock")))
 
 

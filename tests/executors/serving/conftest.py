@@ -19,7 +19,7 @@ from executors.resolution import resolved_context
 from executors.secrets import Secrets
 from executors.serving.registry import EngineFolder, engines_of, registry_of
 
-END_SECONDS = 60.0
+END_SECONDS = 120.0
 
 
 @pytest.fixture

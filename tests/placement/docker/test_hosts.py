@@ -15,9 +15,9 @@ from mloc_dagster.placement.docker.carrier import DockerCarrier
 from mloc_dagster.placement.docker.client import connect
 from mloc_dagster.placement.remote.carrier import CarrierError, Ending, Order, Unreachable
 from mloc_dagster.placement.workers.engine import Docker
-from tests.definitions.conftest import wait_for
 from tests.delivery.test_http import unused_port
 from tests.docker_engine import IMAGE, Engine, engine, mounts
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -19,7 +19,7 @@ from mloc_dagster.placement.docker.carrier import DockerCarrier, DockerContainer
 from mloc_dagster.placement.remote.carrier import Ending
 from mloc_dagster.placement.remote.follow import Follower
 from mloc_dagster.placement.workers.engine import Docker
-from tests.definitions.conftest import wait_for
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(60)
 

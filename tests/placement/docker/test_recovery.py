@@ -21,9 +21,10 @@ from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import NAP, get, nap, status, wait_for, write
+from tests.definitions.conftest import NAP, get, nap, status, write
 from tests.definitions.test_launcher import worker_pid
 from tests.docker_engine import Engine
+from tests.waiting import wait_for
 
 __all__ = ["nap"]
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]

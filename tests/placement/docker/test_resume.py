@@ -14,9 +14,10 @@ from mloc_dagster.definitions.submit import submit_file
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, status, wait_for
+from tests.definitions.conftest import get, status
 from tests.docker_engine import Engine
 from tests.tiny_model import make_tiny_llama
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -26,9 +26,10 @@ from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
 from mloc_dagster.store.results import read_envelope
-from tests.definitions.conftest import get, status, wait_for, write
+from tests.definitions.conftest import get, status, write
 from tests.definitions.test_daemon import Submit, daemon, queue, queued_home, submit
 from tests.definitions.test_launcher import gone, worker_pid
+from tests.waiting import wait_for
 
 __all__ = ["queue", "queued_home", "submit"]
 

@@ -17,8 +17,8 @@ from mloc_dagster.placement.failures import silence
 from mloc_dagster.placement.failures.cause import Cause
 from mloc_dagster.placement.failures.silence import LOST_AFTER, Silence, lost_after
 from mloc_dagster.placement.local.work import RunInfo, StepFailed, run_step
-from tests.definitions.conftest import wait_for
 from tests.placement.conftest import info, own_home, plan_of, run_all
+from tests.waiting import wait_for
 
 __all__ = ["info", "own_home"]
 

@@ -19,8 +19,8 @@ from mloc_dagster.placement.remote.carrier import CarrierError, Ending, Order, U
 from mloc_dagster.placement.remote.follow import Follower
 from mloc_dagster.placement.workers.cluster import Kubernetes
 from mloc_dagster.placement.workers.room import Worker
-from tests.definitions.conftest import wait_for
 from tests.kubernetes_api import IMAGE, ROOT, Cluster, Fault
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -19,10 +19,11 @@ from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
 from tests.cli.conftest import processes_of
-from tests.definitions.conftest import NAP, get, nap, status, wait_for, write
+from tests.definitions.conftest import NAP, get, nap, status, write
 from tests.definitions.test_daemon import daemon, queue, queued_home
 from tests.definitions.test_launcher import worker_pid
 from tests.kubernetes_api import Cluster
+from tests.waiting import wait_for
 
 __all__ = ["nap", "queue", "queued_home"]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

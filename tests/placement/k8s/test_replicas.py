@@ -17,10 +17,11 @@ from mloc_dagster.placement.remote.carrier import Ending
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, status, wait_for
+from tests.definitions.conftest import get, status
 from tests.kubernetes_api import Cluster
 from tests.placement.k8s.test_attempt import SLEEP, Begin, begin
 from tests.tiny_model import make_tiny_llama
+from tests.waiting import wait_for
 
 __all__ = ["begin"]
 pytestmark = pytest.mark.timeout(60)

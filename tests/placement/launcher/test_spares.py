@@ -12,10 +12,11 @@ from dagster import DagsterInstance, DagsterRunStatus
 
 from mloc_dagster.placement.launcher import client
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import status, wait_for
+from tests.definitions.conftest import status
 from tests.definitions.test_launcher import gone, worker_pid
 from tests.placement.launcher.conftest import pools
 from tests.placement.launcher.test_launcher import cold_starts, run_look, submit_echo
+from tests.waiting import wait_for
 
 MOST = 2
 

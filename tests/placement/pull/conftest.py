@@ -17,8 +17,9 @@ import requests
 
 from mloc_dagster.service.tokens import Tokens, write_private
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import home, installed, instance, nap, wait_for, workspace
+from tests.definitions.conftest import home, installed, instance, nap, workspace
 from tests.placement.failures.conftest import fail
+from tests.waiting import wait_for
 
 __all__ = ["fail", "home", "installed", "instance", "nap", "workspace"]
 

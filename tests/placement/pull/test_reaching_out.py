@@ -17,8 +17,9 @@ from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_file
 from mloc_dagster.store.home import Home
-from tests.definitions.conftest import get, installed, status, wait_for
+from tests.definitions.conftest import get, installed, status
 from tests.placement.pull.conftest import Line, Machine, Place, declare
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -23,7 +23,8 @@ from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 
 from mloc_dagster.store.sqlite import SqliteStorage
 from mloc_dagster.store.sqlite.engines import Engines, _compiled
-from tests.definitions.conftest import ROOT, wait_for
+from tests.definitions.conftest import ROOT
+from tests.waiting import wait_for
 
 _YAML = """\
 storage:
