@@ -29,7 +29,7 @@ __all__ = ["home", "installed", "nap", "queued_home"]
 BACKUP, RESTORE = ROOT / "deploy" / "backup.sh", ROOT / "deploy" / "restore.sh"
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
+@pytest.fixture(params=["postgres", pytest.param("sqlite", marks=pytest.mark.exhaustive)])
 def database(request: pytest.FixtureRequest, queued_home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The home keeps its runs in a database; gives the address of an empty one on another server, for the restore."""
     if request.param == "sqlite":

@@ -23,7 +23,7 @@ ELSEWHERE = (
 )
 """Take minutes with a real index; tests of their own (rag/test_python_reference.py, agent/test_smollm2.py) run them."""
 
-ALWAYS = ("hello", "copy_style", "lora_rank", "lora_sft", "rag_inference", "agent_inference", "inference_vllm", "workflow")
+ALWAYS = ("hello", "copy_style", "lora_sft", "agent_inference", "workflow")
 """Files that `make test` runs; `make test-all` runs all."""
 
 pytestmark = [pytest.mark.slow]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -301,7 +302,8 @@ def test_a_part_of_a_file_is_replaced_in_all_of_it_or_not_at_all(room: Room) -> 
 def test_folders_that_code_has_nested_a_thousand_deep_are_removed(tmp_path: Path) -> None:
     folder = tmp_path / "item"
     folder.mkdir()
-    subprocess.run(["bash", "-c", "for n in {1..1500}; do mkdir d && cd d; done; chmod 000 ."], cwd=folder, check=True)
+    nest = "import os\nfor _ in range(1500): os.mkdir('d'); os.chdir('d')\nos.chmod('.', 0)"
+    subprocess.run([sys.executable, "-c", nest], cwd=folder, check=True)
     keep_files_alone(folder)
     assert not folder.exists()
     make_empty(folder)

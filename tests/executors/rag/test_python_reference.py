@@ -36,6 +36,7 @@ def test_an_index_of_the_same_documents_is_not_made_again(deployment: dict[str, 
     }  # fmt: skip
 
 
+@pytest.mark.exhaustive
 def test_answers_are_better_with_what_was_found(deployment: dict[str, str], tmp_path: Path) -> None:
     stages = run(ANSWERS, deployment, tmp_path, timeout=840)["stages"]
     assert stages["index"]["metadata"]["reused_from"]

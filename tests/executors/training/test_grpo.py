@@ -12,7 +12,7 @@ import pytest
 from executors.base import ExecutorError
 from executors.host import execute
 from tests.executors.conftest import MakeJob
-from tests.executors.training.styles import PROMPT, pairs, wanted_share, words
+from tests.executors.training.styles import PROMPT, bracket_share, pairs, wanted_share, words
 
 PROMPTS = [f"n{i}" for i in range(8)]
 SHORT = {"max_steps": 2, "per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 1e-3}
@@ -56,7 +56,7 @@ def test_reward_model_of_an_earlier_stage(job: MakeJob, two_styles: Path, tmp_pa
     history = execute(one).payload["log_history"]
     assert history[-2]["reward"] > history[0]["reward"]
     held_out = words(30, seed=2)
-    assert wanted_share(one.out / "final_model", held_out) > wanted_share(two_styles, held_out) + 0.1
+    assert bracket_share(one.out / "final_model", held_out) > bracket_share(two_styles, held_out) + 0.2, "the judge's taste"
 
 
 def test_generation_keys_reach_the_trainer(job: MakeJob) -> None:
