@@ -32,6 +32,7 @@ from mloc_dagster.spec.base import Json
 from mloc_dagster.spec.resources import Retry
 from mloc_dagster.store.home import Home
 from mloc_dagster.telemetry import logs
+from mloc_dagster.usage.held import seat_data
 
 if TYPE_CHECKING:
     from mloc_dagster.placement.ledger.grant import Grant
@@ -147,6 +148,10 @@ def _reporter(context: AssetExecutionContext) -> Callable[[dict[str, Json]], Non
 
     def report(progress: dict[str, Json]) -> None:
         nonlocal last
+        if "seat" in progress:
+            step, data = context.get_step_execution_context().step.key, seat_data(progress["seat"])
+            context.instance.report_engine_event(str(progress["note"]), context.run, data, step_key=step)
+            return
         if "note" in progress:
             context.log.info(str(progress["note"]))
             return

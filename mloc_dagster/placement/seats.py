@@ -34,6 +34,7 @@ from mloc_dagster.store.home import Home
 _LEASE_SECONDS = 60.0
 _AGAIN_SECONDS = 0.3
 _FAILED_ON = Path(".cache") / "failed_on"
+Report = Callable[[dict[str, Json]], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Seats:
         on_cpu: bool,
         work: Path,
         cancelled: Callable[[], bool],
-        report: Callable[[dict[str, Json]], None],
+        report: Report,
     ) -> Iterator[Seat]:
         """Hold a worker for a stage, waiting for it; raises StepCancelled, or StepFailed when it is lost at once.
 
@@ -113,7 +114,7 @@ class Seats:
         grant = Grant.of_lease(lease, worker, _LEASE_SECONDS)
         lost: list[str] = []
         try:
-            with held(self._ledger, grant, lost.append):
+            with held(self._ledger, grant, lost.append), _told_of(stage, grant, report):
                 _require_carried(stage, worker.name, self.fleet.engines.get(worker.name))
                 yield Seat(
                     worker.name, grant.devices, whole, self.fleet.engines.get(worker.name), worker.memory,
@@ -126,7 +127,9 @@ class Seats:
             raise
 
     @contextmanager
-    def adopted(self, stage: Stage, on_cpu: bool, worker: str, devices: tuple[str, ...]) -> Iterator[None]:
+    def adopted(
+        self, stage: Stage, on_cpu: bool, worker: str, devices: tuple[str, ...], report: Report
+    ) -> Iterator[None]:
         """Hold what work that an earlier run has begun has of a worker, so that nothing is placed beside it.
 
         It has that already: what the worker has besides may be less than nothing meanwhile.
@@ -144,7 +147,8 @@ class Seats:
         lease = self._ledger.note_stage(
             self._run_id, stage.name, self._owner, whole, _LEASE_SECONDS, worker=worker, devices=taken
         )
-        with held(self._ledger, Grant.of_lease(lease, known, _LEASE_SECONDS), lambda reason: None):
+        grant = Grant.of_lease(lease, known, _LEASE_SECONDS)
+        with held(self._ledger, grant, lambda reason: None), _told_of(stage, grant, report):
             yield
 
     def _register(self) -> None:
@@ -166,7 +170,7 @@ class Seats:
         need: Need,
         failed_on: Path,
         cancelled: Callable[[], bool],
-        report: Callable[[dict[str, Json]], None],
+        report: Report,
     ) -> Lease:
         avoid = failed_on.read_text("utf-8") if failed_on.is_file() else ""
         told, names = 0.0, {worker.name for worker in self.fleet.workers}
@@ -190,6 +194,21 @@ class Seats:
             if lease.worker in rooms:
                 rooms[lease.worker].take(lease.need, lease.devices)
         return shortage(need, list(rooms.values()))
+
+
+@contextmanager
+def _told_of(stage: Stage, grant: Grant, report: Report) -> Iterator[None]:
+    """Tell what a stage holds of a worker, and when it gives it back: the run itself holds nothing meanwhile."""
+    shares = grant.shares or (WHOLE,) * len(grant.devices)
+    devices: list[Json] = [[device.name, share] for device, share in zip(grant.devices, shares, strict=True)]
+    names = [device.name for device in grant.devices]
+    gpus = "".join(f", {names.count(name)} × {name}" for name in dict.fromkeys(names))
+    note = f"{stage.name} takes {grant.cpu / WHOLE:g} cores{gpus} of {grant.worker}"
+    report({"note": note, "seat": {"devices": devices, "cpu": grant.cpu}})
+    try:
+        yield
+    finally:
+        report({"note": f"{stage.name} gives back what it had of {grant.worker}", "seat": None})
 
 
 def place_on(fleet: Fleet, spec: StageSpec, on_cpu: bool) -> Placement:

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
-from mloc_dagster.usage.held import Held
+from mloc_dagster.usage.held import NOTHING, Held
 
 DAY_MS = 86_400_000
 CPU = ""
 """The device of entries that count cores, tokens and the run itself."""
-Kind = Literal["start", "end", "tokens"]
+Kind = Literal["start", "end", "tokens", "seat"]
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Something that happened to a step: an attempt began or ended, or its result told of tokens."""
+    """Something that happened to a step: an attempt began or ended, its result told of tokens, or what it holds of a
+    worker of its own has changed."""
 
     step: str
     kind: Kind
@@ -26,6 +27,7 @@ class Moment:
     """Seconds since the epoch."""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    held: Held = NOTHING
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,11 @@ def entries_of(run: Ended) -> list[Entry]:
                 for gpu, share in run.held.devices:
                     sums[step, attempt, day, gpu].values[0] += _part(length * share, len(active), number)
                 sums[step, attempt, day, CPU].values[1] += _part(length * run.held.cpu, len(active), number)
+    for since, until, step, attempt, held in _seats(run, begin, end):
+        for day, length in _days(since, until):
+            for gpu, share in held.devices:
+                sums[step, attempt, day, gpu].values[0] += length * share
+            sums[step, attempt, day, CPU].values[1] += length * held.cpu
     for step, attempt, moment in _tokens(run.moments):
         values = sums[step, attempt, min(max(_ms(moment.at), begin), end) // DAY_MS, CPU].values
         values[2] += moment.prompt_tokens
@@ -122,7 +129,7 @@ def _attempts(run: Ended, begin: int, end: int) -> list[tuple[int, int, str, int
 
     for moment in run.moments:
         at = _ms(moment.at)
-        if moment.kind != "tokens" and moment.step in going:
+        if moment.kind in ("start", "end") and moment.step in going:
             close(moment.step, at)
         if moment.kind == "start":
             count[moment.step] += 1
@@ -130,6 +137,23 @@ def _attempts(run: Ended, begin: int, end: int) -> list[tuple[int, int, str, int
     for step in list(going):
         close(step, end)
     return found
+
+
+def _seats(run: Ended, begin: int, end: int) -> Iterator[tuple[int, int, str, int, Held]]:
+    """What steps held of workers of their own, and when, within the run; an attempt that ends holds nothing more."""
+    count: dict[str, int] = defaultdict(int)
+    holding: dict[str, tuple[int, Held]] = {}
+    last_of_all = [Moment(step, "end", run.ended or 0.0) for step in dict.fromkeys(one.step for one in run.moments)]
+    for moment in (*run.moments, *last_of_all):
+        if moment.kind == "tokens":
+            continue
+        since, held = holding.pop(moment.step, (0, NOTHING))
+        first, last = max(since, begin), min(_ms(moment.at), end)
+        if held != NOTHING and last > first:
+            yield first, last, moment.step, max(1, count[moment.step]), held
+        if moment.kind == "seat":
+            holding[moment.step] = _ms(moment.at), moment.held
+        count[moment.step] += moment.kind == "start"
 
 
 def _spans(

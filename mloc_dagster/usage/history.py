@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mloc_dagster.placement.queue.asked import SLO
 from mloc_dagster.usage.entries import Ended, Kind, Moment
-from mloc_dagster.usage.held import Held, held_by
+from mloc_dagster.usage.held import NOTHING, held_by, seat_of
 
 OVER = (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
 _log = logging.getLogger("mloc")
@@ -34,6 +34,7 @@ _KINDS: dict[DagsterEventType, Kind] = {
     DagsterEventType.STEP_SUCCESS: "end",
     DagsterEventType.STEP_FAILURE: "end",
     DagsterEventType.ASSET_MATERIALIZATION: "tokens",
+    DagsterEventType.ENGINE_EVENT: "seat",
 }
 
 
@@ -76,7 +77,7 @@ def read(instance: DagsterInstance, pages: Sequence[tuple[str, float]]) -> list[
 
 def bare(run: Ended) -> Ended:
     """Return a run without what it held and did: that it is over still counts."""
-    return replace(run, held=Held((), 0), moments=())
+    return replace(run, held=NOTHING, moments=())
 
 
 def _ended(instance: DagsterInstance, record: RunRecord, updated: float) -> Ended:
@@ -85,11 +86,13 @@ def _ended(instance: DagsterInstance, record: RunRecord, updated: float) -> Ende
     try:
         held = held_by(run)
         moments = tuple(_moments(instance, run.run_id)) if record.start_time is not None else ()
+        if any(moment.kind == "seat" for moment in moments):
+            held = NOTHING
     except (SQLAlchemyError, OSError):  # the database, just now
         raise
     except Exception:
         _log.exception("run %s counts without what it held: its tags or events cannot be read", run.run_id)
-        held, moments = Held((), 0), ()
+        held, moments = NOTHING, ()
     return Ended(
         run_id=run.run_id,
         task=run.tags.get("mloc/task") or run.job_name,
@@ -115,7 +118,11 @@ def _moments(instance: DagsterInstance, run_id: str) -> Iterator[Moment]:
         entry = record.event_log_entry
         kind = _KINDS[entry.get_dagster_event().event_type]
         step = (entry.step_key or "").replace("__", "/")
-        if kind != "tokens":
+        if kind == "seat":
+            held = seat_of(entry.get_dagster_event()) if step else None
+            if held is not None:
+                yield Moment(step, kind, entry.timestamp, held=held)
+        elif kind != "tokens":
             yield Moment(step, kind, entry.timestamp)
         elif (made := entry.asset_materialization) is not None and _made_here(made, run_id):
             result = step, str(_value(made, "digest"))

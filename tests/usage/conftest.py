@@ -22,7 +22,9 @@ from mloc_dagster.definitions.instance import open_instance
 from mloc_dagster.placement.inventory import Device
 from mloc_dagster.placement.ledger.grant import LEASE, Grant
 from mloc_dagster.placement.workers.need import WHOLE
+from mloc_dagster.spec.base import Json
 from mloc_dagster.store.home import Home
+from mloc_dagster.usage.held import seat_data
 from mloc_dagster.usage.table import UsageTable
 
 NOON = 1_790_000_000 // 86_400 * 86_400 + 43_200.0
@@ -63,15 +65,17 @@ class Past:
         tokens: tuple[str, int, int] | None = None,
         told_by: str = "",
         tags: dict[str, str] | None = None,
+        seats: Sequence[tuple[float, str, Json]] = (),
+        split: bool = False,
     ) -> str:
         """Write a run that is over, or with status STARTED goes on.
 
         `steps`: seconds after its start, what happened, the step; `gpus`: name, share; `told_by`: the run whose
-        work cost the tokens.
+        work cost the tokens; `seats`: seconds after its start, the step, what it takes of a worker of its own, or None.
         """
         run_id = make_new_run_id()
         devices = tuple(Device(index, name, 80 << 30) for index, (name, _) in enumerate(gpus))
-        grant = Grant(1, run_id, "w", devices, 60.0, tuple(share for _, share in gpus), cpu)
+        grant = Grant(1, run_id, "w", devices, 60.0, tuple(share for _, share in gpus), cpu, split)
         named = {"mloc/task": task, "mloc/owner": owner, "mloc/project": project, **(tags or {})}
         if began is not None and LEASE not in named:
             named[LEASE] = json.dumps(asdict(grant))
@@ -81,8 +85,10 @@ class Past:
         self._created(run_id, created)
         if began is not None:
             self._event(run, DagsterEventType.RUN_START, began)
-            for after, kind, step in steps:
-                self._event(run, kind, began + after, step, _DATA.get(kind))
+            told = [(after, step, kind, _DATA.get(kind)) for after, kind, step in steps]
+            told += [(after, step, DagsterEventType.ENGINE_EVENT, seat_data(seat)) for after, step, seat in seats]
+            for after, step, kind, data in sorted(told, key=lambda one: one[0]):
+                self._event(run, kind, began + after, step, data)
             if tokens:
                 self._tokens(run, began + seconds / 2, *tokens, told_by or run_id)
         if status in _ENDS:

@@ -82,6 +82,27 @@ def test_steps_side_by_side_share_what_their_run_holds(past: Past) -> None:
     assert (by_stage["b"]["prompt_tokens"], by_stage["b"]["completion_tokens"]) == (70, 30)
 
 
+def test_stages_with_workers_of_their_own_hold_what_each_took(past: Past) -> None:
+    steps = [
+        (0, Event.STEP_START, "t__a"), (900, Event.STEP_UP_FOR_RETRY, "t__a"), (1000, Event.STEP_RESTARTED, "t__a"),
+        (1800, Event.STEP_SUCCESS, "t__a"), (0, Event.STEP_START, "t__b"), (3600, Event.STEP_SUCCESS, "t__b"),
+    ]  # fmt: skip
+    two: Json = {"devices": [[A100, 1000], [A100, 1000]], "cpu": 4000}
+    half: Json = {"devices": [[L4, 500]], "cpu": 1000}
+    seats: list[tuple[float, str, Json]] = [
+        (300, "t__a", two), (850, "t__a", None), (1250, "t__a", two), (1800, "t__a", None),
+        (1800, "t__b", half),  # was killed: nobody says that it gives this back
+    ]  # fmt: skip
+    past.run(steps, seats=seats, seconds=5400, gpus=[(A100, 1000)], split=True)
+    past.run(steps, seats=seats, seconds=5400, gpus=[(A100, 1000)], status=Status.FAILURE, owner="bob")
+    found = told(past)
+    each = (2 * (550 + 550) / 3600, 0.5 * 1800 / 3600)
+    assert found["breakdown_by_gpu"] == pytest.approx({A100: 2 * each[0], L4: 2 * each[1]})
+    assert found["total_cpu_hours"] == pytest.approx(2 * (4 * 1100 + 1800) / 3600)
+    assert found["by_user"] == pytest.approx({"ann": sum(each), "bob": sum(each)})
+    assert rows(past, "stage")["t/a"]["gpu_hours"] == pytest.approx(2 * each[0])
+
+
 def test_days_are_cut_at_midnight(past: Past) -> None:
     past.run(gpus=[(A100, 1000)], began=NOON + 11 * 3600, seconds=3 * 3600)
     first, second = date.fromtimestamp(NOON), date.fromtimestamp(NOON + 86_400)

@@ -56,7 +56,7 @@ def go_on(
         return Earlier(Ended(0))
     if carried is None:
         return None
-    with seats.adopted(errand.stage, on_cpu, carried.worker, carried.devices):
+    with seats.adopted(errand.stage, on_cpu, carried.worker, carried.devices, report):
         ended = remote.follow(
             errand, carried, f"{name} goes on in {carried.place}", report=report, cancelled=run.cancelled,
             lost=lambda: "", lost_after=patience,

@@ -14,6 +14,10 @@ from mloc_dagster.definitions.submit import create_run, store_spec
 from mloc_dagster.plan import compile_plan
 from mloc_dagster.spec import load_text
 from mloc_dagster.store.home import Home
+from mloc_dagster.usage import fill
+from mloc_dagster.usage.settings import UsageSettings
+from mloc_dagster.usage.stats import Asked, breakdown
+from mloc_dagster.usage.table import UsageTable
 from tests.definitions.conftest import get
 from tests.docker_engine import Engine
 from tests.tiny_model import make_tiny_llama
@@ -71,3 +75,7 @@ def test_each_stage_on_a_worker_of_its_own(
     assert log and "\x1e" not in log
     for engine in engines:
         assert engine.client().containers.list(all=True) == []
+    table = UsageTable.of_instance(instance)
+    fill.refresh(instance, table)
+    used = {row["stage"]: row["cpu_hours"] for row in breakdown(table, Asked(), UsageSettings(), "stage")}
+    assert used["both/tune"] > 0 < used["both/answer"] and not used.get("-"), "what each held, and nothing besides"
