@@ -11,7 +11,7 @@ from mloc_dagster.placement.k8s.manifest import job_manifest
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.local.preview import preview
 from mloc_dagster.placement.queue.asked import may_use_gpu
-from mloc_dagster.placement.queue.items import Policy, Queued, Running
+from mloc_dagster.placement.queue.items import Kept, Policy, Queued, Running
 from mloc_dagster.placement.queue.order import Order
 from mloc_dagster.placement.remote.carrier import Order as RemoteOrder
 from mloc_dagster.placement.workers.cluster import Kubernetes
@@ -232,3 +232,40 @@ def test_a_stage_takes_what_its_run_held_to_begin_with(tmp_path: Path) -> None:
     assert {lease.run for lease in leases} == {"run-1"} and ledger.renew(held.token, 60)
     assert [ledger.release(lease.token) for lease in leases if lease.run_id == "run-1/s2"] == [True]
     assert take("s0", Need(), avoid="a") == "b"
+
+
+def test_room_is_kept_for_the_stage_that_waits_longest(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    worker = Worker("a", 4000, 8 << 30)
+    ledger.register("here", [worker, Worker("b", 1000, 8 << 30)], 0.0)
+
+    def take(run: str, cpu: int) -> int | None:
+        lease = ledger.claim_stage(run, "s", "ann", Need(cpu=cpu), 60, among={"a", "b"})
+        return lease.token if lease and lease.worker == "a" else None
+
+    early = [take("early-1", 3000), take("early-2", 1000)]
+    assert all(early) and take("big", 3000) is None, "it waits from here on"
+    [wait] = ledger.waits()
+    assert (wait.run_id, wait.worker) == ("big/s", "a")
+    assert ledger.release(early[0] or 0)
+    assert take("bigger", 4000) is None and [one.run_id for one in ledger.waits()] == ["big/s", "bigger/s"]
+    assert take("small-1", 2000) is None, "two cores beside the kept ones are never free"
+    assert (got := take("big", 3000)) and [one.run_id for one in ledger.waits()] == ["bigger/s", "small-1/s"]
+    assert ledger.release(early[1] or 0) and take("small-1", 1500) is None
+    assert ledger.release(got) and take("bigger", 4000)
+
+
+def test_runs_of_the_queue_leave_what_is_kept_for_stages() -> None:
+    worker = Worker("a", 4000, 8 << 30)
+    running = [Running("r", "ann", "a", Need(cpu=2000, memory=0), {}, 0.0, 100.0)]
+    kept = [Kept("big/s", "a", Need(cpu=3000, memory=0))]
+    order = Order(Policy())
+    order.add(Queued("long", "ann", 0.0, Need(cpu=2000, memory=0)))
+    order.add(Queued("beside", "ann", 1.0, Need(cpu=1000, memory=0)))
+    order.add(Queued("short", "ann", 2.0, Need(cpu=1000, memory=0), expected=50.0))
+    found = order.decide(10.0, [worker], running, kept)
+    assert [start.item.run_id for start in found.starts] == ["beside", "short"]
+    assert [(item.run_id, reason[:32]) for item, reason in found.waiting] == [
+        ("long", "room on a is kept for run big/s,")
+    ]
+    assert order.decide(10.0, [worker], [], kept).starts[0].item.run_id == "beside"

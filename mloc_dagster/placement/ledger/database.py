@@ -49,6 +49,14 @@ leases = sa.Table(
     sa.Column("expires_at", sa.Float, nullable=False),
     sqlite_autoincrement=True,
 )  # fmt: skip
+waits = sa.Table(
+    "mloc_stage_waits", metadata,
+    sa.Column("run_id", sa.String(255), primary_key=True),
+    sa.Column("need", sa.Text, nullable=False),
+    sa.Column("worker", sa.String(200), nullable=False),
+    sa.Column("since", sa.Float, nullable=False),
+    sa.Column("until", sa.Float, nullable=False),
+)  # fmt: skip
 state = sa.Table(
     "mloc_state", metadata,
     sa.Column("key", sa.String(50), primary_key=True),

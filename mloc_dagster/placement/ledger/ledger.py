@@ -43,6 +43,28 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """A stage that waits for a worker of its own: the room that it needs on `worker` is kept for it."""
+
+    run_id: str
+    need: Need
+    worker: str
+    since: float
+
+    def leaves(self, worker: Worker, leases: Sequence[Lease]) -> Room:
+        """What others may take on its worker: all but what it needs and what was taken there since it waits."""
+        room = Room.whole(worker)
+        for lease in leases:
+            if lease.worker == worker.name and lease.taken_at > self.since:
+                room.take(lease.need, lease.devices)
+        devices = room.fit(self.need)
+        if devices is None:
+            return Room(worker, 0, 0, [0] * len(worker.devices))
+        room.take(self.need, devices)
+        return room
+
+
+@dataclass(frozen=True)
 class Seen:
     """A worker as it was last seen: on which host, when, and the host's load (runnable processes per core)."""
 
@@ -53,6 +75,8 @@ class Seen:
 
 
 _OF_STAGE = "/"
+_WAIT_SECONDS = 10.0
+"""After so long without another try nobody waits any more."""
 _of_instances: WeakKeyDictionary[DagsterInstance, Ledger] = WeakKeyDictionary()
 
 
@@ -132,25 +156,34 @@ class Ledger:
     ) -> Lease | None:  # fmt: skip
         """Give one stage of a run all that it needs of the worker `among` these that suits it best; `avoid` comes last.
 
-        What the run itself holds is given back: it was to begin with. Returns None when nothing is free.
+        What the run itself holds is given back: it was to begin with. Returns None when nothing is free but what is
+        kept for a stage that waits longer; from then on room is kept for this one, too, as long as it asks again.
         """
         key = f"{run_id}{_OF_STAGE}{stage}"
         with self._database.writing() as connection:
             nothing = {"need": json.dumps(Need(cpu=0).as_dict()), "devices": "{}"}
             connection.execute(sa.update(tables.leases).where(tables.leases.c.run_id == run_id).values(**nothing))
             connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
-            seen = [one.worker for one in _workers(connection) if one.worker.name in among]
-            rooms = {worker.name: Room.whole(worker) for worker in seen}
-            for lease in _leases(connection):
-                if lease.worker in rooms:
-                    rooms[lease.worker].take(lease.need, lease.devices)
-            fitting = [room for room in rooms.values() if room.worker.state == "ready" and room.fit(need) is not None]
+            now, leases = self._database.now(connection), _leases(connection)
+            waits = _waits(connection, now)
+            mine = next((wait for wait in waits if wait.run_id == key), None)
+            ready = [room for room in _rooms(connection, leases) if room.worker.state == "ready"]
+            rooms = [room for room in ready if room.worker.name in among]
+            first = [wait for wait in waits if wait is not mine and (mine is None or wait.since < mine.since)]
+            open_ = [_beside(room, first, leases) for room in rooms]
+            fitting = [room for room in open_ if room.fit(need) is not None]
             if not fitting:
+                _wait(connection, key, need, mine, rooms, now)
                 return None
+            connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == key))
             room = min(fitting, key=lambda room: preference(room, need, avoid))
-            now = self._database.now(connection)
             devices = room.fit(need) or {}
             return _insert(connection, Lease(0, key, owner, room.worker.name, need, devices, now, now + seconds))
+
+    def waits(self) -> list[Wait]:
+        """Return the stages that wait for workers of their own, those that wait longest first."""
+        with self._database.reading() as connection:
+            return _waits(connection, self._database.now(connection))
 
     def note_stage(
         self,
@@ -167,6 +200,7 @@ class Ledger:
         key = f"{run_id}{_OF_STAGE}{stage}"
         with self._database.writing() as connection:
             connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
+            connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == key))
             now = self._database.now(connection)
             return _insert(connection, Lease(0, key, owner, worker, need, devices, now, now + seconds))
 
@@ -207,6 +241,44 @@ def _insert(connection: Connection, lease: Lease) -> Lease:
     key = connection.execute(sa.insert(tables.leases).values(**values)).inserted_primary_key
     assert key is not None
     return Lease(**{**vars(lease), "token": key[0]})
+
+
+def _rooms(connection: Connection, leases: Sequence[Lease]) -> list[Room]:
+    rooms = {one.worker.name: Room.whole(one.worker) for one in _workers(connection)}
+    for lease in leases:
+        if lease.worker in rooms:
+            rooms[lease.worker].take(lease.need, lease.devices)
+    return list(rooms.values())
+
+
+def _beside(room: Room, waits: Sequence[Wait], leases: Sequence[Lease]) -> Room:
+    """What is free on a worker beside what is kept there for others."""
+    for wait in waits:
+        if wait.worker == room.worker.name:
+            room = room.within(wait.leaves(room.worker, leases))
+    return room
+
+
+def _waits(connection: Connection, now: float) -> list[Wait]:
+    table = tables.waits
+    rows = connection.execute(sa.select(table).where(table.c.until > now).order_by(table.c.since))
+    return [Wait(row.run_id, Need.from_dict(json.loads(row.need)), row.worker, row.since) for row in rows]
+
+
+def _wait(
+    connection: Connection, key: str, need: Need, mine: Wait | None, rooms: Sequence[Room], now: float
+) -> None:  # fmt: skip
+    """Note that a stage waits, and where room is kept for it: on the worker that has most of it free when it begins."""
+    able = {room.worker.name: room for room in rooms if Room.whole(room.worker).fit(need) is not None}
+    connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == key))
+    if not able:
+        return
+    if mine is not None and mine.worker in able:
+        worker = mine.worker
+    else:
+        worker = max(able.values(), key=lambda room: (sum(room.shares), room.cpu, room.memory)).worker.name
+    values = {"need": json.dumps(need.as_dict()), "since": mine.since if mine else now, "until": now + _WAIT_SECONDS}
+    connection.execute(sa.insert(tables.waits).values(run_id=key, worker=worker, **values))
 
 
 def _forget(connection: Connection, worker: str) -> None:

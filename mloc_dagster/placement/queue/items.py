@@ -62,6 +62,15 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
+class Kept:
+    """What a stage of a run that goes on waits for, and the worker where that is kept for it."""
+
+    run_id: str
+    worker: str
+    need: Need
+
+
+@dataclass(frozen=True, slots=True)
 class Start:
     """A run that can begin now, where, and on which devices (thousandths by index).
 

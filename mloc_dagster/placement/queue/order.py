@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from mloc_dagster.placement.queue.items import Decisions, Policy, Queued, Running, Start
+from mloc_dagster.placement.queue.items import Decisions, Kept, Policy, Queued, Running, Start
 from mloc_dagster.placement.queue.usage import Total, Usage
 from mloc_dagster.placement.workers.need import Need
 from mloc_dagster.placement.workers.room import Room, Worker, preference, settled, settled_run, shortage
@@ -57,14 +57,20 @@ class Order:
         """Take a run out: it has begun, or was cancelled."""
         self._items.pop(run_id, None)
 
-    def decide(self, now: float, workers: Sequence[Worker], running: Sequence[Running]) -> Decisions:
+    def decide(
+        self, now: float, workers: Sequence[Worker], running: Sequence[Running], kept: Sequence[Kept] = ()
+    ) -> Decisions:
         """Return what begins now, and why the others wait; times in seconds since the epoch.
+
+        `kept` is for stages of runs that have begun, and comes before all that waits.
 
         Changes nothing but what owners have used: call `remove` for what has really begun.
         """
         total = Total(workers)
         scores = self.usage.advance(now, running, total)
         pass_ = _Pass(now, workers, running, self.policy.most)
+        for one in kept:
+            pass_.keep(one)
         waiting: list[tuple[Queued, str]] = []
         for item in self._in_order(now, scores, pass_, total):
             reason = pass_.place(item)
@@ -151,6 +157,15 @@ class _Pass:
         for run in running:
             self._hold(run)
 
+    def keep(self, kept: Kept) -> None:
+        """Reserve room for a stage that waits; one that has it now takes it itself in a moment."""
+        room = self._rooms.get(kept.worker)
+        found = self._soonest(room, kept.need) if room is not None and kept.worker not in self._reserved else None
+        if found is not None:
+            begins, leaves = found
+            leaves.take(kept.need, leaves.fit(kept.need) or {})
+            self._reserved[kept.worker] = _Reservation(kept.run_id, kept.need, begins, leaves)
+
     def place(self, item: Queued) -> str:
         """Start a run, or return why it waits."""
         length = math.inf if item.expected is None else item.expected
@@ -225,6 +240,8 @@ class _Pass:
         if Room.whole(room.worker).fit(need) is None:
             return None
         later = room.copy()
+        if later.fit(need) is not None:
+            return self._now, later
         for run in sorted(self._holders[room.worker.name], key=lambda run: run.end(self._now)):
             later.take(run.need, run.devices, sign=-1)
             if later.fit(need) is not None:

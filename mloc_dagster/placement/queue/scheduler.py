@@ -18,7 +18,7 @@ from mloc_dagster.placement.launcher.workers import LAUNCHER, launcher_tag
 from mloc_dagster.placement.ledger import Lease, Ledger
 from mloc_dagster.placement.ledger.grant import Grant
 from mloc_dagster.placement.queue.asked import WAITING, queued, task_key
-from mloc_dagster.placement.queue.items import Decisions, Policy, Queued, Running, Start
+from mloc_dagster.placement.queue.items import Decisions, Kept, Policy, Queued, Running, Start
 from mloc_dagster.placement.queue.order import Order
 from mloc_dagster.placement.workers.room import Worker
 from mloc_dagster.spec.base import Json
@@ -150,7 +150,8 @@ class Scheduler:
             Running(one.run_id, one.owner, one.worker, one.need, one.devices, one.taken_at, one.expected)
             for one in leases
         ]
-        decisions = self._order.decide(now, workers, running)
+        kept = [Kept(one.run_id, one.worker, one.need) for one in self._ledger.waits()]
+        decisions = self._order.decide(now, workers, running, kept)
         by_name = {worker.name: worker for worker in workers}
         for start in decisions.starts:
             with self._by_itself(start.item.run_id):
