@@ -104,6 +104,8 @@ def _is(entry: EventLogEntry, kind: DagsterEventType) -> bool:
 def _delivery(home: Home, instance: DagsterInstance, task: Task) -> Iterator[str]:
     """A task that succeeded lies where it was to be delivered, whole; one that failed does not."""
     place = home.results / "delivered" / task.name
+    if not task.delivered:
+        return
     if task.fault:
         if place.exists():
             yield f"delivery: {task.name} failed, and yet there is {place}"

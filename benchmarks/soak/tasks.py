@@ -69,6 +69,8 @@ class Task:
     fault: str = ""
     runs: list[str] = field(default_factory=list)
     by_inbox: bool = False
+    delivered: bool = True
+    """Whether its result is delivered somewhere; a light one without that may share a process with the next."""
     quiet_since: float = 0.0
     """Since when all of its runs are over, by the monotonic clock."""
 
@@ -84,16 +86,17 @@ def install_executor(folder: Path) -> Path:
 
 
 def write_tasks(folder: Path, first: int, count: int, rng: random.Random) -> list[Task]:
-    """Write so many task files: a fifth light, a tenth with a fault; some are never tried again by themselves."""
+    """Write so many task files: a third light, a tenth with a fault; some are never tried again by themselves."""
     folder.mkdir(parents=True, exist_ok=True)
     return [_task(folder, number, rng) for number in range(first, first + count)]
 
 
 def _task(folder: Path, number: int, rng: random.Random) -> Task:
     name, seconds = f"soak-{number:04d}", rng.choice((0.2, 0.5, 1, 1, 2, 6))
-    kind = rng.choice((_light, _heavy, _heavy, _mixed, _mixed))
+    kind = rng.choice((_light, _light, _heavy, _heavy, _mixed, _mixed))
+    delivered = kind is not _light or rng.random() < 0.3
     fault = FAULT if kind is _heavy and rng.random() < 0.25 else ""
-    output: Json = {"output": {"destination": {"type": "local", "path": f"delivered/{name}"}}}
+    output: Json = {"output": {"destination": {"type": "local", "path": f"delivered/{name}"}}} if delivered else {}
     document: Json = {
         "apiVersion": "mloc/v1",
         "metadata": {"name": name, "owner": rng.choice(("ann", "bob", "cem"))},
@@ -105,7 +108,7 @@ def _task(folder: Path, number: int, rng: random.Random) -> Task:
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(document, sort_keys=False))
-    return Task(name, path, fault, by_inbox=rng.random() < 0.1)
+    return Task(name, path, fault, by_inbox=rng.random() < 0.1, delivered=delivered)
 
 
 def _light(name: str, seconds: float, fault: str, output: Json) -> Json:

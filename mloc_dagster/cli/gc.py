@@ -82,7 +82,7 @@ def _found(artifacts: float, work: float, runs: float | None, cache: int | None)
     from mloc_dagster.placement.retention.artifacts import old_artifacts
     from mloc_dagster.placement.retention.caches import least_used
     from mloc_dagster.placement.retention.runs import old_runs
-    from mloc_dagster.placement.retention.work import broken_uploads, old_work
+    from mloc_dagster.placement.retention.work import broken_uploads, old_locks, old_work
     from mloc_dagster.placement.workers.declared import fleet_of
 
     instance, home = open_home()
@@ -90,6 +90,7 @@ def _found(artifacts: float, work: float, runs: float | None, cache: int | None)
     if store:
         yield from old_artifacts(home, Store(store), artifacts)
     yield from old_work(home, work)
+    yield from old_locks(home, work)
     yield from broken_uploads(home)
     if runs is not None:
         yield from old_runs(instance, home, runs)

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 HALF = ".half"
 """End of the name of a file or folder that is being made; its name begins with a dot."""
@@ -157,7 +157,7 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextmanager
 def held(lock: Path) -> Iterator[bool]:
-    """Hold a lock file as long as the block runs; gives False when someone else does."""
+    """Hold a lock file as long as the block runs; gives False when someone else does, or it was removed just now."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
@@ -165,7 +165,15 @@ def held(lock: Path) -> Iterator[bool]:
         except BlockingIOError:
             yield False
             return
-        yield True
+        yield is_at(file, lock)
+
+
+def is_at(file: IO[Any], path: Path) -> bool:
+    """Whether an open file is the one that a path names; one whose lock was awaited may have been removed meanwhile."""
+    try:
+        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
+    except FileNotFoundError:
+        return False
 
 
 def _abandoned(path: Path, least_age: float) -> bool:

@@ -14,6 +14,7 @@ from typing import IO, NamedTuple
 import psutil
 from dagster import DagsterInstance, DagsterRun
 
+from mloc_dagster.files.atomic import is_at
 from mloc_dagster.placement.local.warm import stages_of
 from mloc_dagster.store.home import Home
 
@@ -157,16 +158,9 @@ def _opened(path: Path, deadline: float) -> tuple[IO[str], bool]:
     while True:
         file = path.open("a")
         taken = _taken(file, deadline)
-        if not taken or _is_at(file, path):
+        if not taken or is_at(file, path):
             return file, taken
         file.close()
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    try:
-        return os.fstat(file.fileno()).st_ino == path.stat().st_ino
-    except FileNotFoundError:
-        return False
 
 
 def _taken(file: IO[str], deadline: float) -> bool:

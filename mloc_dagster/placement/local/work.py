@@ -370,9 +370,12 @@ def _exclusive(path: Path, cancelled: Callable[[], bool], report: Report) -> Ite
     Two runs never do the same work at once; the second then reuses it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        _lock(file, cancelled, report)
-        yield file.fileno()
+    while True:
+        with path.open("a") as file:
+            _lock(file, cancelled, report)
+            if atomic.is_at(file, path):
+                yield file.fileno()
+                return
 
 
 def _lock(file: IO[str], cancelled: Callable[[], bool], report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +23,13 @@ def old_work(home: Home, days: float) -> Iterator[Found]:
                     yield Found("work", folder.name[:12], size_of(folder), why, partial(_remove, home, folder, days))
 
 
+def old_locks(home: Home, days: float) -> Iterator[Found]:
+    """Yield the locks of work that is over, all together, unless there are none that are so old."""
+    old = [path for path in sorted(home.work.glob("*.lock")) if _is_left(path, days)]
+    if old:
+        yield Found("locks", str(len(old)), 0, f"of work that was over {days:g} days ago", partial(_unlock, old, days))
+
+
 def broken_uploads(home: Home) -> Iterator[Found]:
     """Yield parts of blobs that no machine has gone on to send for a day."""
     for path in sorted((home.root / "pull" / "halves").glob("*")):
@@ -37,6 +44,18 @@ def lock_of(home: Home, digest: str) -> Path:
 
 def _is_old(folder: Path, days: float) -> bool:
     return time.time() - newest_of(folder) > days * DAY
+
+
+def _is_left(lock: Path, days: float) -> bool:
+    return _is_old(lock, days) and not lock.with_suffix("").exists()
+
+
+def _unlock(locks: Sequence[Path], days: float) -> int:
+    for path in locks:
+        with held(path) as free:
+            if free and _is_left(path, days):
+                path.unlink(missing_ok=True)
+    return 0
 
 
 def _remove(home: Home, folder: Path, days: float) -> int:

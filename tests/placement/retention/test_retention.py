@@ -18,11 +18,12 @@ from executors.remote.cache import NodeCache, prune
 from executors.remote.document import Input, RemoteJob, RemoteResult, State
 from executors.remote.store import Store, StoreError
 from mloc_dagster.cli.app import app
+from mloc_dagster.files.atomic import is_at
 from mloc_dagster.placement.retention.artifacts import old_artifacts
 from mloc_dagster.placement.retention.caches import least_used
 from mloc_dagster.placement.retention.found import DAY, Found
 from mloc_dagster.placement.retention.runs import old_runs
-from mloc_dagster.placement.retention.work import broken_uploads, lock_of, old_work
+from mloc_dagster.placement.retention.work import broken_uploads, lock_of, old_locks, old_work
 from mloc_dagster.sources.cache import Cache
 from mloc_dagster.store.home import Home
 from tests.definitions.conftest import home, instance
@@ -156,6 +157,17 @@ def test_unfinished_work_goes_when_it_is_old_and_nobody_works_on_it(home: Home) 
     assert remove(found) == 0, "it was taken up meanwhile"
     age(home.work / OLD, 40)
     assert remove(found) == 1000 and sorted(path.name for path in home.work.glob("*[!k]")) == [YOUNG]
+    assert list(old_locks(home, 30)) == []
+    age(home.work, 40)
+    found = list(old_locks(home, 30))
+    assert [(one.kind, one.name) for one in found] == [("locks", "1")], "that of the young one has its folder"
+    with lock_of(home, OLD).open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert remove(found) == 0 and lock_of(home, OLD).exists(), "someone holds it"
+    waiting = lock_of(home, OLD).open("a")
+    assert remove(found) == 0 and not lock_of(home, OLD).exists()
+    assert not is_at(waiting, lock_of(home, OLD)), "who waited for it sees that it is gone"
+    waiting.close()
     half = home.root / "pull" / "halves" / OLD
     half.parent.mkdir(parents=True)
     half.write_bytes(bytes(10))
