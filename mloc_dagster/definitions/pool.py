@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -70,16 +70,16 @@ def _serve(address: str, pipe: str, empty: Path) -> int:
     for name in _LOADED:
         importlib.import_module(name)
     known()
+    may_share = instance is not None and type(instance.run_storage).__module__.startswith("mloc_dagster.")
 
     def run(run_id: str, ready: Callable[[], None]) -> Done:
+        before = _own_modules()
         worker.configure_logs()
-        with ExitStack() as stack:
-            ended = worker.execute(stack.enter_context(_own(instance)), run_id, ready)
-            again = instance is not None and ended.code == 0 and ended.light and not told_to_end(run_id)
-            if again:
-                stack.pop_all()  # the instance stays open
-                _close_connections()
-        return Done(ended.code, again and is_alone())
+        with _own(instance) as own:
+            ended = worker.execute(own, run_id, ready)
+        safe = ended.light and ended.code == 0 and may_share and _own_modules() == before
+        _close_connections()
+        return Done(ended.code, safe and not told_to_end(run_id) and is_alone())
 
     def bury(run_id: str, pid: int, reason: str) -> None:
         with _own(instance) as own:
@@ -137,6 +137,11 @@ def _rehearse(home: Home, empty: Path) -> None:
             run = create_run(instance, plan, store_spec(own, plan.task), fresh=False, tags=None)
             worker.execute(instance, run.run_id)
     _close_connections()
+
+
+def _own_modules() -> frozenset[str]:
+    """Our modules that are loaded: the pool watches the files of those that it had when it forked."""
+    return frozenset(name for name in list(sys.modules) if name.partition(".")[0] in ("mloc_dagster", "executors"))
 
 
 def _close_connections() -> None:

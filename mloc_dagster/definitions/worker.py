@@ -133,6 +133,7 @@ def _execute_events(instance: DagsterInstance, run: DagsterRun) -> Ended:
     files = TaskFiles.of_environment()
     try:
         job = files.get_job(run.job_name)
+        light = _is_light(files.plan(run.job_name))  # before the file may change
         events = execute_run_iterator(InMemoryJob(job), run, instance)
     except Exception as error:  # a fault of the task file or of an executor package; the run must say so
         note_cause(instance, run.run_id, Cause.USER)
@@ -144,7 +145,7 @@ def _execute_events(instance: DagsterInstance, run: DagsterRun) -> Ended:
     ended = instance.get_run_by_id(run.run_id)
     if ended and ended.status is DagsterRunStatus.FAILURE:
         note_cause(instance, run.run_id, Cause.INTERNAL)  # unless a step has told its own
-    return Ended(0, _is_light(files.plan(run.job_name))) if ended and ended.is_success else Ended(1)
+    return Ended(0, light) if ended and ended.is_success else Ended(1)
 
 
 def _is_light(plan: Plan) -> bool:

@@ -145,8 +145,9 @@ class Seats:
         share = whole.gpus[0].share if whole.gpus else WHOLE
         taken = {int(index): share for index in devices}
         lease = self._ledger.note_stage(
-            self._run_id, stage.name, self._owner, whole, _LEASE_SECONDS, worker=worker, devices=taken
-        )
+            self._run_id, stage.name, self._owner, whole, _LEASE_SECONDS, worker=worker, devices=taken,
+            split=self._grant is not None and self._grant.split,
+        )  # fmt: skip
         grant = Grant.of_lease(lease, known, _LEASE_SECONDS)
         with held(self._ledger, grant, lambda reason: None), _told_of(stage, grant, report):
             yield
@@ -181,6 +182,7 @@ class Seats:
             if lease is not None:
                 return lease
             if cancelled():
+                self._ledger.give_up(self._run_id, stage.name)
                 raise StepCancelled(f"{stage.name} was cancelled while it waited for a worker")
             if time.monotonic() - told > _LEASE_SECONDS or not told:
                 told = time.monotonic()

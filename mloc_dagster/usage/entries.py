@@ -46,6 +46,8 @@ class Ended:
     moments: tuple[Moment, ...] = ()
     updated: float = 0.0
     slo_seconds: float | None = None
+    held_until: float | None = None
+    """When it gave that back, since each of its stages has a worker of its own; None: at its end."""
 
 
 @dataclass(frozen=True, order=True)
@@ -98,7 +100,8 @@ def entries_of(run: Ended) -> list[Entry]:
         return []
     begin, end = _ms(run.started), _ms(run.ended)
     sums: dict[tuple[str, int, int, str], _Sums] = defaultdict(_Sums)
-    for since, until, active in _spans(_attempts(run, begin, end), begin, end):
+    last = end if run.held_until is None else max(begin, min(_ms(run.held_until), end))
+    for since, until, active in _spans(_attempts(run, begin, last), begin, last):
         for day, length in _days(since, until):
             for number, (step, attempt) in enumerate(active):
                 for gpu, share in run.held.devices:

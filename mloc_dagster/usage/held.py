@@ -42,8 +42,6 @@ NOTHING = Held((), 0)
 def held_by(run: DagsterRun) -> Held:
     """Return what a run held; tags that cannot be read count as absent, and a run without any held one core."""
     grant = Grant.of_run(run)
-    if grant is not None and grant.split:  # its stages hold what they need, and tell of it
-        return NOTHING
     if grant is not None:
         shares = grant.shares or (WHOLE,) * len(grant.devices)
         pairs = zip((device.name for device in grant.devices), shares, strict=False)

@@ -10,13 +10,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
-from dagster import AssetMaterialization, DagsterEventType, DagsterInstance, DagsterRunStatus, RunsFilter
+from dagster import AssetMaterialization, DagsterEventType, DagsterInstance, DagsterRun, DagsterRunStatus, RunsFilter
 from dagster._core.storage.dagster_run import RunRecord
 from dagster._core.storage.event_log import SqliteEventLogStorage
 from dagster._core.storage.runs.schema import RunsTable
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from sqlalchemy.exc import SQLAlchemyError
 
+from mloc_dagster.placement.ledger.grant import Grant
 from mloc_dagster.placement.queue.asked import SLO
 from mloc_dagster.usage.entries import Ended, Kind, Moment
 from mloc_dagster.usage.held import NOTHING, held_by, seat_of
@@ -86,13 +87,12 @@ def _ended(instance: DagsterInstance, record: RunRecord, updated: float) -> Ende
     try:
         held = held_by(run)
         moments = tuple(_moments(instance, run.run_id)) if record.start_time is not None else ()
-        if any(moment.kind == "seat" for moment in moments):
-            held = NOTHING
+        until = _given_back(run, moments)
     except (SQLAlchemyError, OSError):  # the database, just now
         raise
     except Exception:
         _log.exception("run %s counts without what it held: its tags or events cannot be read", run.run_id)
-        held, moments = NOTHING, ()
+        held, moments, until = NOTHING, (), None
     return Ended(
         run_id=run.run_id,
         task=run.tags.get("mloc/task") or run.job_name,
@@ -103,10 +103,21 @@ def _ended(instance: DagsterInstance, record: RunRecord, updated: float) -> Ende
         started=record.start_time,
         ended=record.end_time,
         held=held,
+        held_until=until,
         moments=moments,
         updated=updated,
         slo_seconds=seconds_of(run.tags.get(SLO)),
     )
+
+
+def _given_back(run: DagsterRun, moments: Sequence[Moment]) -> float | None:
+    """When a run gave back what it held itself: when its first stage took a worker of its own; without the queue it
+    had nothing to begin with."""
+    grant = Grant.of_run(run)
+    first = next((moment.at for moment in moments if moment.kind == "seat"), None)
+    if first is None or grant is None:
+        return None if first is None else 0.0
+    return first if grant.split else None
 
 
 def _moments(instance: DagsterInstance, run_id: str) -> Iterator[Moment]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mloc_dagster.placement.inventory import Device
 from mloc_dagster.placement.k8s.manifest import job_manifest
 from mloc_dagster.placement.ledger import Ledger
 from mloc_dagster.placement.local.preview import preview
@@ -227,6 +228,8 @@ def test_a_stage_takes_what_its_run_held_to_begin_with(tmp_path: Path) -> None:
     assert take("s0", Need()) == "a", "the run had it only to begin with"
     assert take("s1", Need()) == take("s2", Need()) == "b"
     assert take("s3", Need()) is None, "c belongs to another control plane"
+    assert take("s0", Need()) is None, "s3 waits for it"
+    ledger.give_up("run-1", "s3")
     assert take("s0", Need(), avoid="a") == "a", "its own seat is free for its next attempt, and nothing else is"
     _, leases = ledger.snapshot()
     assert {lease.run for lease in leases} == {"run-1"} and ledger.renew(held.token, 60)
@@ -253,6 +256,25 @@ def test_room_is_kept_for_the_stage_that_waits_longest(tmp_path: Path) -> None:
     assert (got := take("big", 3000)) and [one.run_id for one in ledger.waits()] == ["bigger/s", "small-1/s"]
     assert ledger.release(early[1] or 0) and take("small-1", 1500) is None
     assert ledger.release(got) and take("bigger", 4000)
+
+
+def test_a_stage_that_waits_stands_in_nobodys_way_beyond_its_need(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    gpus = tuple(Device(index, "l4", 24 << 30) for index in range(2))
+    ledger.register("here", [Worker("box", 8000, 64 << 30, gpus), Worker("cpu", 1000, 8 << 30)], 0.0)
+
+    def take(run: str, gpu: int, cpu: int = 1000) -> int | None:
+        need = Need(cpu=cpu, memory=0, gpus=(GpuNeed("l4", gpu),) if gpu else ())
+        lease = ledger.claim_stage(run, "s", "ann", need, 60, among={"box", "cpu"})
+        return lease.token if lease else None
+
+    endless, short = take("endless", 1), take("short", 1)
+    assert endless and short and take("first", 1) is None and take("second", 1) is None
+    assert ledger.release(short) and take("second", 1) is None, "whichever device comes free is for the first"
+    got = take("first", 1)
+    assert got and take("both", 2) is None and take("core", 0) and take("cores", 0, 3000), "cores are left"
+    assert ledger.release(got) and take("second", 1)
+    assert [one.run_id for one in ledger.waits()] == ["both/s"]
 
 
 def test_runs_of_the_queue_leave_what_is_kept_for_stages() -> None:

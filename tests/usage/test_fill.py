@@ -94,13 +94,18 @@ def test_stages_with_workers_of_their_own_hold_what_each_took(past: Past) -> Non
         (1800, "t__b", half),  # was killed: nobody says that it gives this back
     ]  # fmt: skip
     past.run(steps, seats=seats, seconds=5400, gpus=[(A100, 1000)], split=True)
-    past.run(steps, seats=seats, seconds=5400, gpus=[(A100, 1000)], status=Status.FAILURE, owner="bob")
+    past.run(steps, seats=seats, seconds=5400, gpus=[(A100, 1000)], split=True, status=Status.FAILURE, owner="bob")
     found = told(past)
-    each = (2 * (550 + 550) / 3600, 0.5 * 1800 / 3600)
+    each = (
+        (2 * (550 + 550) + 300) / 3600,
+        0.5 * 1800 / 3600,
+    )  # the run itself held one until the first stage had its own
     assert found["breakdown_by_gpu"] == pytest.approx({A100: 2 * each[0], L4: 2 * each[1]})
-    assert found["total_cpu_hours"] == pytest.approx(2 * (4 * 1100 + 1800) / 3600)
+    assert found["total_cpu_hours"] == pytest.approx(2 * (4 * 1100 + 1800 + 300) / 3600)
     assert found["by_user"] == pytest.approx({"ann": sum(each), "bob": sum(each)})
-    assert rows(past, "stage")["t/a"]["gpu_hours"] == pytest.approx(2 * each[0])
+    past.run(seats=seats[:2], seconds=5400, gpus=[(A100, 1000)], owner="cem")
+    found = told(past)["by_user"]["cem"]
+    assert found == pytest.approx(1.5 + 2 * 550 / 3600), "adopted work has a worker besides that of its run"
 
 
 def test_days_are_cut_at_midnight(past: Past) -> None:

@@ -10,6 +10,7 @@ import gc
 import mmap
 import selectors
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ from mloc_dagster.placement.launcher.protocol import Request, receive_request, s
 _MOST_AHEAD = 2
 _MOST_RUNS = 50
 """After so many a child ends, so that nothing adds up in it."""
+_USED_SECONDS = 1.0
+"""So long a child that has carried out a run waits for another one."""
 _PATIENCE_SECONDS = 5.0
 
 
@@ -40,6 +43,8 @@ class _Child:
     started: mmap.mmap
     """The byte in which it says that the run is its own."""
     waits: bool = False
+    since: float = 0.0
+    """When it began to wait, by the monotonic clock."""
     last: Request | None = None
     """What it was given; None for one that was forked ahead and has not been asked yet."""
 
@@ -93,7 +98,7 @@ class Children:
             if not _received(child.line):
                 self._drop(pid)
                 continue
-            child.waits = True
+            child.waits, child.since = True, time.monotonic()
             if child.last is not None:
                 ended.append(pid)
         return ended
@@ -117,8 +122,9 @@ class Children:
         return None
 
     def drop_used(self) -> None:
-        """Have the children end that have carried out a run and wait."""
-        for pid in [pid for pid, child in self._all.items() if child.waits and child.last]:
+        """Have the children end that have carried out a run, and waited for another one long enough."""
+        until = time.monotonic() - _USED_SECONDS
+        for pid in [pid for pid, child in self._all.items() if child.waits and child.last and child.since < until]:
             self._drop(pid)
 
     def drop_all(self) -> None:

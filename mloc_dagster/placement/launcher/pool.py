@@ -103,6 +103,7 @@ class _Pool:
                 ready = []
             for pid in self._children.hear(ready):
                 self._runs.pop(pid, None)
+            self._children.drop_used()
             self._reap()
             if self._open and self._listener in ready:
                 self._serve_one()
@@ -119,11 +120,7 @@ class _Pool:
         """Use a moment in which nobody asks for anything."""
         if not self._rehearsed:
             self._rehearse()
-        elif time.monotonic() <= self._asked + _LULL:
-            return
-        elif self._children.used:
-            self._children.drop_used()
-        elif self._children.wanted and time.monotonic() > self._no_spares_until:
+        elif self._children.wanted and time.monotonic() > max(self._asked + _LULL, self._no_spares_until):
             try:
                 self._children.add(self._fork, self._work.warm_up, self._run)
             except OSError as error:  # no memory, or too many processes: runs need them more

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import psutil
 from dagster import DagsterInstance, DagsterRun
@@ -22,6 +22,8 @@ WORKER = "mloc/worker"
 """Run tag `<pid>:<identity of the process>`."""
 LAUNCHER = "mloc/launcher"
 """Run tag `<pid>:<identity>:<run id>` of the process that last set out to start the run's worker."""
+_MARK = 1.0
+"""The time (seconds since the epoch) of the lock file of a run that is to end."""
 _held: dict[str, int] = {}
 """File descriptors of the locks of the runs that this process holds."""
 _told_to_end: set[str] = set()
@@ -120,35 +122,43 @@ def still_has(home: Home, run_id: str, worker: psutil.Process) -> bool:
 def tell_to_end(home: Home, run_id: str, worker: psutil.Process) -> bool:
     """Tell a worker that its run is to end, so that it goes on to no other; False when it has let go of it already.
 
-    The mark in the lock file comes before the look at who holds it, and the worker looks for the mark after it has let
-    go: one of the two sees the other.
+    The mark on the lock file comes before the look at who has it, and the worker looks for the mark after it has let
+    go: one of the two sees the other. The mark is the file's time, which takes no room on a full disk.
     """
     path = home.logs / f"{run_id}.lock"
-    with suppress(FileNotFoundError), path.open("r+b", buffering=0) as file:
-        file.seek(0, os.SEEK_END)
-        file.write(b"end\n")
+    with suppress(OSError):
+        os.utime(path, (_MARK, _MARK))
     return _has(path, run_id, worker)
 
 
 def _has(lock: Path, run_id: str, worker: psutil.Process) -> bool:
-    with suppress(OSError, psutil.Error):
-        if _holds(worker.pid, lock.stat().st_ino):
+    with suppress(OSError, psutil.Error), lock.open("rb") as file:  # open, so that its number is not given away
+        if any(_is_open_as(descriptor, file) for descriptor in Path(f"/proc/{worker.pid}/fd").iterdir()):
             return True
     with suppress(psutil.Error):
         return run_id in worker.cmdline()  # it was started for this run, and may not have come to hold it
     return False
 
 
+def _is_open_as(descriptor: Path, file: IO[Any]) -> bool:
+    try:
+        found, wanted = descriptor.stat(), os.fstat(file.fileno())
+    except OSError:  # it is closed by now
+        return False
+    return (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino)
+
+
 def _let_go(path: Path, file: IO[str], run_id: str) -> None:
     """Remove the lock's file, let go of the lock, and only then look whether the run was to end (`tell_to_end`)."""
     try:
         seen = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:  # the home is gone
+    except OSError:  # the home is gone, or there are too many files
         _told_to_end.add(run_id)
+        path.unlink(missing_ok=True)
         return
     path.unlink(missing_ok=True)
     file.close()
-    if os.fstat(seen).st_size:
+    if os.fstat(seen).st_mtime == _MARK:
         _told_to_end.add(run_id)
     os.close(seen)
 
@@ -207,21 +217,23 @@ def end_now(home: Home, run_id: str, worker: psutil.Process | None) -> None:
 def _holders(lock: Path) -> Iterator[psutil.Process]:
     """The processes that hold the lock of a run; those that only wait for it do not."""
     try:
-        inode = lock.stat().st_ino
-    except FileNotFoundError:
+        file = lock.open("rb")
+    except OSError:
         return
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if _holds(process.pid, inode):
-                yield process
+    with file:
+        for process in psutil.process_iter():
+            with suppress(psutil.Error, OSError):
+                if _holds(process.pid, file):
+                    yield process
 
 
-def _holds(pid: int, inode: int) -> bool:
+def _holds(pid: int, file: IO[Any]) -> bool:
     """Whether a process has a file open whose lock it, or one that it was forked from, has taken (proc(5), fdinfo)."""
-    for info in Path(f"/proc/{pid}/fdinfo").iterdir():
-        with suppress(OSError):  # it is closed by now
-            if any("FLOCK" in line and f":{inode} " in line for line in info.read_text().splitlines()):
-                return True
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        if _is_open_as(descriptor, file):
+            with suppress(OSError):
+                if "FLOCK" in Path(f"/proc/{pid}/fdinfo/{descriptor.name}").read_text():
+                    return True
     return False
 
 

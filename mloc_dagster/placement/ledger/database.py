@@ -54,6 +54,7 @@ waits = sa.Table(
     sa.Column("run_id", sa.String(255), primary_key=True),
     sa.Column("need", sa.Text, nullable=False),
     sa.Column("worker", sa.String(200), nullable=False),
+    sa.Column("first", sa.String(200), nullable=False),
     sa.Column("since", sa.Float, nullable=False),
     sa.Column("until", sa.Float, nullable=False),
 )  # fmt: skip

@@ -50,6 +50,8 @@ class Wait:
     need: Need
     worker: str
     since: float
+    first: str
+    """The worker where room was kept first."""
 
     def leaves(self, worker: Worker, leases: Sequence[Lease]) -> Room:
         """What others may take on its worker: all but what it needs and what was taken there since it waits."""
@@ -59,7 +61,8 @@ class Wait:
                 room.take(lease.need, lease.devices)
         devices = room.fit(self.need)
         if devices is None:
-            return Room(worker, 0, 0, [0] * len(worker.devices))
+            cpu, memory = max(0, room.cpu - self.need.cpu), max(0, room.memory - self.need.memory)
+            return Room(worker, cpu, memory, [0] * len(worker.devices))
         room.take(self.need, devices)
         return room
 
@@ -76,7 +79,11 @@ class Seen:
 
 _OF_STAGE = "/"
 _WAIT_SECONDS = 10.0
-"""After so long without another try nobody waits any more."""
+"""After so long without another try nothing is kept any more."""
+_PLACE_SECONDS = 60.0
+"""So long after that a stage that tries again still waits since it began to."""
+_MOVE_SECONDS = 300.0
+"""After so long room is kept on another worker: what runs on the first one may never end."""
 _of_instances: WeakKeyDictionary[DagsterInstance, Ledger] = WeakKeyDictionary()
 
 
@@ -161,15 +168,14 @@ class Ledger:
         """
         key = f"{run_id}{_OF_STAGE}{stage}"
         with self._database.writing() as connection:
-            nothing = {"need": json.dumps(Need(cpu=0).as_dict()), "devices": "{}"}
-            connection.execute(sa.update(tables.leases).where(tables.leases.c.run_id == run_id).values(**nothing))
+            _empty(connection, run_id)
             connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
             now, leases = self._database.now(connection), _leases(connection)
             waits = _waits(connection, now)
-            mine = next((wait for wait in waits if wait.run_id == key), None)
+            mine = next((wait for wait in _waits(connection, now - _PLACE_SECONDS) if wait.run_id == key), None)
             ready = [room for room in _rooms(connection, leases) if room.worker.state == "ready"]
             rooms = [room for room in ready if room.worker.name in among]
-            first = [wait for wait in waits if wait is not mine and (mine is None or wait.since < mine.since)]
+            first = [wait for wait in waits if wait.run_id != key and (mine is None or wait.since < mine.since)]
             open_ = [_beside(room, first, leases) for room in rooms]
             fitting = [room for room in open_ if room.fit(need) is not None]
             if not fitting:
@@ -185,6 +191,11 @@ class Ledger:
         with self._database.reading() as connection:
             return _waits(connection, self._database.now(connection))
 
+    def give_up(self, run_id: str, stage: str) -> None:
+        """Keep no room any more for a stage that waits."""
+        with self._database.writing() as connection:
+            connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == f"{run_id}{_OF_STAGE}{stage}"))
+
     def note_stage(
         self,
         run_id: str,
@@ -195,10 +206,16 @@ class Ledger:
         *,
         worker: str,
         devices: Mapping[int, int],
+        split: bool = False,
     ) -> Lease:
-        """Write down what one stage of a run has of a worker already, whether that was free or not."""
+        """Write down what one stage of a run has of a worker already, whether that was free or not.
+
+        `split`: each stage of the run has a worker of its own; what the run holds is given back.
+        """
         key = f"{run_id}{_OF_STAGE}{stage}"
         with self._database.writing() as connection:
+            if split:
+                _empty(connection, run_id)
             connection.execute(sa.delete(tables.leases).where(tables.leases.c.run_id == key))
             connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == key))
             now = self._database.now(connection)
@@ -243,6 +260,12 @@ def _insert(connection: Connection, lease: Lease) -> Lease:
     return Lease(**{**vars(lease), "token": key[0]})
 
 
+def _empty(connection: Connection, run_id: str) -> None:
+    """Have a run itself hold nothing, and its lease stay."""
+    nothing = {"need": json.dumps(Need(cpu=0).as_dict()), "devices": "{}"}
+    connection.execute(sa.update(tables.leases).where(tables.leases.c.run_id == run_id).values(**nothing))
+
+
 def _rooms(connection: Connection, leases: Sequence[Lease]) -> list[Room]:
     rooms = {one.worker.name: Room.whole(one.worker) for one in _workers(connection)}
     for lease in leases:
@@ -254,31 +277,46 @@ def _rooms(connection: Connection, leases: Sequence[Lease]) -> list[Room]:
 def _beside(room: Room, waits: Sequence[Wait], leases: Sequence[Lease]) -> Room:
     """What is free on a worker beside what is kept there for others."""
     for wait in waits:
-        if wait.worker == room.worker.name:
+        if wait.worker != room.worker.name:
+            continue
+        devices = room.fit(wait.need)
+        if devices is None:
             room = room.within(wait.leaves(room.worker, leases))
+        else:  # it takes that itself in a moment
+            room = room.copy()
+            room.take(wait.need, devices)
     return room
 
 
 def _waits(connection: Connection, now: float) -> list[Wait]:
     table = tables.waits
     rows = connection.execute(sa.select(table).where(table.c.until > now).order_by(table.c.since))
-    return [Wait(row.run_id, Need.from_dict(json.loads(row.need)), row.worker, row.since) for row in rows]
+    return [Wait(row.run_id, Need.from_dict(json.loads(row.need)), row.worker, row.since, row.first) for row in rows]
 
 
 def _wait(
     connection: Connection, key: str, need: Need, mine: Wait | None, rooms: Sequence[Room], now: float
 ) -> None:  # fmt: skip
-    """Note that a stage waits, and where room is kept for it: on the worker that has most of it free when it begins."""
-    able = {room.worker.name: room for room in rooms if Room.whole(room.worker).fit(need) is not None}
-    connection.execute(sa.delete(tables.waits).where(tables.waits.c.run_id == key))
+    """Note that a stage waits, and where room is kept for it: first where most of it is free, then on the others."""
+    gone = (tables.waits.c.run_id == key) | (tables.waits.c.until < now - _PLACE_SECONDS)
+    connection.execute(sa.delete(tables.waits).where(gone))
+    able = [room for room in rooms if Room.whole(room.worker).fit(need) is not None]
     if not able:
         return
-    if mine is not None and mine.worker in able:
-        worker = mine.worker
-    else:
-        worker = max(able.values(), key=lambda room: (sum(room.shares), room.cpu, room.memory)).worker.name
-    values = {"need": json.dumps(need.as_dict()), "since": mine.since if mine else now, "until": now + _WAIT_SECONDS}
-    connection.execute(sa.insert(tables.waits).values(run_id=key, worker=worker, **values))
+    since = mine.since if mine is not None else now
+    able.sort(key=lambda room: room.worker.name)
+    first = next((at for at, room in enumerate(able) if mine and room.worker.name == mine.first), None)
+    if first is None:
+        first = max(range(len(able)), key=lambda at: _free_for(able[at], need))
+    chosen = able[(first + int((now - since) / _MOVE_SECONDS)) % len(able)].worker.name
+    values = {"need": json.dumps(need.as_dict()), "worker": chosen, "first": able[first].worker.name}
+    connection.execute(sa.insert(tables.waits).values(run_id=key, since=since, until=now + _WAIT_SECONDS, **values))
+
+
+def _free_for(room: Room, need: Need) -> tuple[bool, int, int]:
+    """How much of what is asked for is free; CPU work keeps off workers with GPUs."""
+    shares = sum(room.shares[at] for gpu in need.gpus for at in room.worker.suiting(gpu))
+    return (bool(need.gpus) or not room.worker.devices, shares, room.cpu)
 
 
 def _forget(connection: Connection, worker: str) -> None:

@@ -148,7 +148,7 @@ class _Pass:
     def __init__(self, now: float, workers: Sequence[Worker], running: Sequence[Running], most: int) -> None:
         self.starts: list[Start] = []
         self._now, self._workers, self._most = now, workers, most
-        self._going = len(running)
+        self._going = len({run.run_id.partition("/")[0] for run in running})  # without their stages
         self._rooms = {worker.name: Room.whole(worker) for worker in workers if worker.state == "ready"}
         self._holders: dict[str, list[Running]] = {name: [] for name in self._rooms}
         self._reserved: dict[str, _Reservation] = {}
